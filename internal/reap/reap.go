@@ -1,0 +1,287 @@
+// Package reap learns how processes end.
+//
+// Every process that matters has a pidfd from the moment its pid is known, and
+// one epoll holds them all: a pidfd that turns readable is a process that has
+// ended. Its status comes from waitid(P_PIDFD) where the process is our child.
+// Where it is not (a shim took it over from a dead predecessor), it comes from
+// the parent through an [Ancestor], else from the kernel: /proc/PID/stat while
+// nobody has reaped it, PIDFD_GET_INFO afterwards (Linux 6.15).
+//
+// wait4(-1) is never called: it would steal the children of os/exec. A zombie
+// keeps its pid until it is waited for, so a process that ends before [Reaper.Watch] is
+// no race.
+package reap
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Exit is the end of a process.
+type Exit struct {
+	Pid int
+	// Status is the exit code, or 128 plus the signal.
+	Status int
+	At     time.Time
+	// Reason is set when the true status could not be learned; Status is 255.
+	Reason string
+}
+
+// Unknown is the status of a process whose true status could not be learned.
+const Unknown = 255
+
+// Ancestor is a process that may be the parent of processes which we watch.
+// It reaps such a child when asked and only then.
+type Ancestor interface {
+	// Claim tells the ancestor not to reap the process on its own.
+	Claim(pid int) error
+	// Collect reaps the ended process. ok is false when it is not the
+	// ancestor's child.
+	Collect(pid int) (ws unix.WaitStatus, ok bool, err error)
+}
+
+// Reaper watches processes. Close it when no process is watched any more.
+type Reaper struct {
+	log      *slog.Logger
+	ancestor Ancestor // nil: none
+	epoll    *os.File
+	raw      rawReader
+
+	mu      sync.Mutex
+	watched map[int32]*Process // by pidfd, guarded by mu
+	pids    map[int]int        // pid → number of watchers, guarded by mu
+	holds   int                // runtime calls in flight, guarded by mu
+	dirty   bool               // a sweep was put off by a hold, guarded by mu
+
+	sweepC chan struct{}
+	done   chan struct{}
+	wg     sync.WaitGroup
+}
+
+type rawReader interface {
+	Read(func(fd uintptr) bool) error
+}
+
+// Process is one watched process.
+type Process struct {
+	Pid   int
+	pidfd int
+	r     *Reaper
+	fn    func(Exit)
+
+	mu     sync.Mutex
+	closed bool // the pidfd is gone, guarded by mu
+}
+
+// New starts a reaper. ancestor may be nil. The calling process should be a
+// child subreaper, or orphans go past it.
+func New(log *slog.Logger, ancestor Ancestor) (*Reaper, error) {
+	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("epoll_create1: %w", err)
+	}
+	// Nonblocking, so that os.NewFile hands it to Go's own poller: the wait
+	// below then costs a goroutine and no thread.
+	if err := unix.SetNonblock(fd, true); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("epoll nonblock: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "reap-epoll")
+	raw, err := f.SyscallConn()
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	r := &Reaper{
+		log: log, ancestor: ancestor, epoll: f, raw: raw,
+		watched: map[int32]*Process{}, pids: map[int]int{},
+		sweepC: make(chan struct{}, 1), done: make(chan struct{}),
+	}
+	r.wg.Add(2)
+	go r.loop()
+	go r.sweeper()
+	return r, nil
+}
+
+// Close ends the reaper. Processes still watched are forgotten: no callback
+// comes any more.
+func (r *Reaper) Close() error {
+	close(r.done)
+	err := r.epoll.Close()
+	r.wg.Wait()
+	r.mu.Lock()
+	left := r.watched
+	r.watched = map[int32]*Process{}
+	r.mu.Unlock()
+	for _, p := range left {
+		p.close()
+	}
+	return err
+}
+
+// Watch calls fn once, on a goroutine of the reaper's, when the process has
+// ended; fn must not block. startTime is the process's start in clock ticks since
+// boot as [StartTime] gives it; 0 skips the check. A process that is gone, or
+// whose pid now belongs to another, is unix.ESRCH.
+func (r *Reaper) Watch(pid int, startTime uint64, fn func(Exit)) (*Process, error) {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return nil, fmt.Errorf("pidfd_open %d: %w", pid, err)
+	}
+	// The check comes after the pidfd: from here on the pid cannot change hands.
+	if startTime != 0 {
+		got, err := StartTime(pid)
+		if err != nil || got != startTime {
+			unix.Close(fd)
+			return nil, fmt.Errorf("process %d is another one by now: %w", pid, unix.ESRCH)
+		}
+	}
+	p := &Process{Pid: pid, pidfd: fd, r: r, fn: fn}
+	r.mu.Lock()
+	r.watched[int32(fd)] = p
+	r.pids[pid]++
+	r.mu.Unlock()
+	ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLONESHOT, Fd: int32(fd)}
+	if err := r.control(unix.EPOLL_CTL_ADD, fd, &ev); err != nil {
+		r.forget(p)
+		return nil, fmt.Errorf("watch process %d: %w", pid, err)
+	}
+	return p, nil
+}
+
+// Signal sends a signal to exactly this process. unix.ESRCH once it has ended.
+func (p *Process) Signal(sig unix.Signal) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return unix.ESRCH
+	}
+	return unix.PidfdSendSignal(p.pidfd, sig, nil, 0)
+}
+
+// Forget stops watching; fn may still come if the exit is being handled. The
+// process becomes an orphan like any other and is reaped when it ends.
+func (p *Process) Forget() { p.r.forget(p) }
+
+func (p *Process) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.closed {
+		p.closed = true
+		unix.Close(p.pidfd)
+	}
+}
+
+func (r *Reaper) control(op, fd int, ev *unix.EpollEvent) error {
+	var cerr error
+	conn, err := r.epoll.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if err := conn.Control(func(ep uintptr) { cerr = unix.EpollCtl(int(ep), op, fd, ev) }); err != nil {
+		return err
+	}
+	return cerr
+}
+
+// forget takes the process out of the tables; true for the one caller that
+// found it there. Closing the pidfd takes it out of the epoll as well.
+func (r *Reaper) forget(p *Process) bool {
+	r.mu.Lock()
+	cur, ok := r.watched[int32(p.pidfd)]
+	if !ok || cur != p {
+		r.mu.Unlock()
+		return false
+	}
+	delete(r.watched, int32(p.pidfd))
+	if r.pids[p.Pid]--; r.pids[p.Pid] == 0 {
+		delete(r.pids, p.Pid)
+	}
+	r.mu.Unlock()
+	p.close()
+	return true
+}
+
+func (r *Reaper) loop() {
+	defer r.wg.Done()
+	events := make([]unix.EpollEvent, 128)
+	for {
+		n := 0
+		err := r.raw.Read(func(fd uintptr) bool {
+			var err error
+			n, err = unix.EpollWait(int(fd), events, 0)
+			if errors.Is(err, unix.EINTR) {
+				n = 0
+			}
+			return n > 0
+		})
+		if err != nil {
+			return // closed
+		}
+		for _, ev := range events[:n] {
+			r.mu.Lock()
+			p := r.watched[ev.Fd]
+			r.mu.Unlock()
+			if p == nil {
+				continue
+			}
+			exit := r.collect(p)
+			if r.forget(p) {
+				p.fn(exit)
+			}
+		}
+	}
+}
+
+// collect learns the status of a process that has ended.
+func (r *Reaper) collect(p *Process) Exit {
+	at := time.Now()
+	ws, err := waitPidfd(p.pidfd)
+	if err == nil {
+		return Exit{Pid: p.Pid, Status: StatusOf(ws), At: at}
+	}
+	reason := err.Error()
+	if errors.Is(err, unix.ECHILD) {
+		ws, reason, err = r.collectForeign(p)
+		if err == nil {
+			return Exit{Pid: p.Pid, Status: StatusOf(ws), At: at}
+		}
+	}
+	return Exit{Pid: p.Pid, Status: Unknown, At: at, Reason: "exit status of process not known: " + reason}
+}
+
+// collectForeign is for processes that are not our children.
+func (r *Reaper) collectForeign(p *Process) (unix.WaitStatus, string, error) {
+	reason := "it was not our child"
+	if r.ancestor != nil {
+		ws, ok, err := r.ancestor.Collect(p.Pid)
+		if err == nil && ok {
+			return ws, "", nil
+		}
+		if err != nil {
+			reason = "its parent did not answer: " + err.Error()
+		}
+	}
+	if ws, ok := zombieStatus(p.Pid); ok {
+		return ws, "", nil
+	}
+	ws, err := pidfdExitInfo(p.pidfd)
+	if err == nil {
+		return ws, "", nil
+	}
+	return 0, reason + "; " + err.Error(), err
+}
+
+// StatusOf turns a wait status into the number that a shell would show.
+func StatusOf(ws unix.WaitStatus) int {
+	if ws.Signaled() {
+		return 128 + int(ws.Signal())
+	}
+	return ws.ExitStatus()
+}
