@@ -1,0 +1,88 @@
+# Berth's build. `make` alone lists the targets.
+
+SHELL := /bin/sh
+GO    ?= go
+
+PREFIX  ?= /usr/local
+DESTDIR ?=
+BIN     := bin
+OUT     := out
+
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+
+MODULE   := github.com/berthd/berth
+LDFLAGS  := -s -w -X $(MODULE)/internal/version.Version=$(VERSION) -X $(MODULE)/internal/version.Revision=$(REVISION)
+GO_BUILD := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags "$(LDFLAGS)"
+SHIM     := containerd-shim-berth-v2
+
+GOFUMPT       := $(GO) run mvdan.cc/gofumpt@v0.12.0
+STATICCHECK   := $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOLANGCI_LINT := $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+
+# Arguments for go test and for the bench: make test-unit TESTFLAGS=-v
+TESTFLAGS  ?=
+BENCHFLAGS ?=
+UNIT        = $(shell $(GO) list ./... | grep -v -e /test/integration -e /bench)
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo clean-demo test test-unit test-integration peers bench lint check fmt install clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## build berth, berthd and the shim into bin/
+	@mkdir -p $(BIN)
+	@$(GO_BUILD) -o $(BIN)/berth ./cmd/berth
+	@$(GO_BUILD) -o $(BIN)/berthd ./cmd/berthd
+	@$(GO_BUILD) -tags no_grpc -o $(BIN)/$(SHIM) ./cmd/$(SHIM)
+
+demo: ## install what is missing, build, and run a container
+	@scripts/deps demo
+	@$(MAKE) --no-print-directory build
+	@scripts/demo run
+
+clean-demo: ## take away what the demo left: its image and the daemon
+	@scripts/demo clean
+
+test: ## install what is missing and run all tests
+	@scripts/deps test
+	@$(MAKE) --no-print-directory test-unit
+	@$(MAKE) --no-print-directory test-integration
+
+test-unit: ## unit tests, with the race detector
+	CGO_ENABLED=1 $(GO) test -race -timeout 15m $(TESTFLAGS) $(UNIT)
+
+test-integration: build peers ## tests against stock containerd, then Berth (root, runc)
+	$(GO) test -count=1 -timeout 30m $(TESTFLAGS) ./test/integration/...
+
+peers: ## build stock containerd and runc for tests and benches into out/
+	@scripts/peers $(OUT)/peers/bin
+
+bench: ## measure Berth beside stock containerd; figures in out/bench.json
+	@scripts/deps bench
+	@$(MAKE) --no-print-directory build peers
+	@$(GO) run ./bench -json $(OUT)/bench.json $(BENCHFLAGS)
+
+check: ## what CI refuses: unformatted files, go vet
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); \
+	if [ -n "$$unformatted" ]; then echo "not gofmt'ed (make fmt):"; echo "$$unformatted"; exit 1; fi
+	$(GO) vet ./...
+
+lint: check ## gofumpt, go vet, staticcheck, golangci-lint
+	@unformatted=$$($(GOFUMPT) -l $$(git ls-files '*.go')); \
+	if [ -n "$$unformatted" ]; then echo "not gofumpt'ed (make fmt):"; echo "$$unformatted"; exit 1; fi
+	$(STATICCHECK) ./...
+	$(GOLANGCI_LINT) run ./...
+
+fmt: ## format all Go files
+	@$(GOFUMPT) -w $$(git ls-files '*.go')
+
+install: build ## install the binaries under PREFIX and the systemd unit
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/systemd/system
+	install -m 0755 $(BIN)/berth $(BIN)/berthd $(BIN)/$(SHIM) $(DESTDIR)$(PREFIX)/bin/
+	sed 's|^ExecStart=[^ ]*/berthd|ExecStart=$(PREFIX)/bin/berthd|' packaging/berthd.service \
+		>$(DESTDIR)$(PREFIX)/lib/systemd/system/berthd.service
+
+clean: ## remove bin/ and out/
+	rm -rf $(BIN) $(OUT)
