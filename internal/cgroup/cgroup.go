@@ -1,0 +1,312 @@
+// Package cgroup looks at and acts on the cgroup of a running container:
+// statistics, processes, out-of-memory kills, kill of everything. The OCI
+// runtime makes and removes the cgroup.
+package cgroup
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/cgroups/v3"
+	"github.com/containerd/cgroups/v3/cgroup1"
+	"github.com/containerd/cgroups/v3/cgroup2"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/typeurl/v2"
+	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/task"
+)
+
+const root = "/sys/fs/cgroup"
+
+// Paths name the cgroups of a process: for each v1 hierarchy ("memory",
+// "cpu", …) its path, and under "" the path in the v2 hierarchy. It is kept on
+// disk, because a process that has ended shows it no more.
+type Paths map[string]string
+
+// Of reads the cgroups of a process from /proc/PID/cgroup.
+func Of(pid int) (Paths, error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		return nil, fmt.Errorf("cgroup of process %d: %w", pid, err)
+	}
+	p := Paths{}
+	for line := range strings.Lines(string(data)) {
+		parts := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
+		if len(parts) != 3 {
+			continue
+		}
+		for _, name := range strings.Split(parts[1], ",") {
+			p[strings.TrimPrefix(name, "name=")] = parts[2]
+		}
+	}
+	return p, nil
+}
+
+// Cgroup is the cgroup of one container. Its methods may be called at once
+// from several goroutines; what is gone is errdefs.ErrNotFound.
+type Cgroup struct {
+	paths   Paths
+	unified bool // cgroup v2 only; otherwise v1, or both
+}
+
+// Load makes a handle. own are the paths of the calling process: a container
+// that shares them has no cgroup of its own, and gives NotFound.
+func Load(paths, own Paths) (*Cgroup, error) {
+	c := &Cgroup{paths: paths, unified: cgroups.Mode() == cgroups.Unified}
+	key := c.key()
+	path, ok := paths[key]
+	if !ok || path == "/" || path == own[key] {
+		return nil, fmt.Errorf("the container has no cgroup of its own: %w", errdefs.ErrNotFound)
+	}
+	if !filepath.IsLocal(strings.TrimPrefix(path, "/")) {
+		return nil, fmt.Errorf("cgroup path %q leaves the hierarchy: %w", path, errdefs.ErrInvalidArgument)
+	}
+	return c, nil
+}
+
+// key is the hierarchy that lists the processes: every runtime joins it.
+func (c *Cgroup) key() string {
+	if c.unified {
+		return ""
+	}
+	for _, name := range []string{"freezer", "pids", "memory", "devices", "systemd"} {
+		if _, ok := c.paths[name]; ok {
+			return name
+		}
+	}
+	return ""
+}
+
+func (c *Cgroup) dir(hierarchy string) (string, bool) {
+	path, ok := c.paths[hierarchy]
+	if !ok {
+		return "", false
+	}
+	if c.unified {
+		return filepath.Join(root, path), true
+	}
+	return filepath.Join(root, hierarchy, path), true
+}
+
+// Stats returns io.containerd.cgroups.v1.Metrics or v2.Metrics.
+func (c *Cgroup) Stats() (task.Any, error) {
+	var metrics any
+	if c.unified {
+		m, err := cgroup2.Load(c.paths[""])
+		if err != nil {
+			return task.Any{}, fmt.Errorf("cgroup %s: %w", c.paths[""], err)
+		}
+		stats, err := m.Stat()
+		if err != nil {
+			return task.Any{}, notFound(err)
+		}
+		metrics = stats
+	} else {
+		cg, err := cgroup1.Load(func(name cgroup1.Name) (string, error) {
+			path, ok := c.paths[string(name)]
+			if !ok {
+				return "", cgroup1.ErrControllerNotActive
+			}
+			return path, nil
+		})
+		if err != nil {
+			return task.Any{}, notFound(err)
+		}
+		stats, err := cg.Stat(cgroup1.IgnoreNotExist)
+		if err != nil {
+			return task.Any{}, notFound(err)
+		}
+		metrics = stats
+	}
+	a, err := typeurl.MarshalAny(metrics)
+	if err != nil {
+		return task.Any{}, fmt.Errorf("encode cgroup metrics: %w", err)
+	}
+	return task.Any{TypeURL: a.GetTypeUrl(), Value: a.GetValue()}, nil
+}
+
+func notFound(err error) error {
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, cgroup1.ErrCgroupDeleted) {
+		return fmt.Errorf("cgroup does not exist: %w", errdefs.ErrNotFound)
+	}
+	return err
+}
+
+// Pids lists the processes of the cgroup and of those below it.
+func (c *Cgroup) Pids() ([]int, error) {
+	dir, ok := c.dir(c.key())
+	if !ok {
+		return nil, fmt.Errorf("cgroup does not exist: %w", errdefs.ErrNotFound)
+	}
+	var pids []int
+	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+		if err != nil {
+			if path != dir && errors.Is(err, os.ErrNotExist) {
+				return nil // removed while we walk
+			}
+			return err
+		}
+		if !d.IsDir() {
+			return nil
+		}
+		got, err := readPids(filepath.Join(path, "cgroup.procs"))
+		pids = append(pids, got...)
+		if path != dir && errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		return err
+	})
+	if err != nil {
+		return nil, notFound(fmt.Errorf("processes of cgroup: %w", err))
+	}
+	return pids, nil
+}
+
+func readPids(file string) ([]int, error) {
+	data, err := os.ReadFile(file)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return nil, nil // a threaded cgroup: its processes are listed above it
+	}
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for _, f := range bytes.Fields(data) {
+		if pid, err := strconv.Atoi(string(f)); err == nil && pid > 0 {
+			pids = append(pids, pid)
+		}
+	}
+	return pids, nil
+}
+
+// OOMKills is the number of processes that the kernel has killed in this
+// cgroup for memory. An absent cgroup or an old kernel give 0.
+func (c *Cgroup) OOMKills() uint64 {
+	file := "memory.events"
+	hierarchy := ""
+	if !c.unified {
+		hierarchy, file = "memory", "memory.oom_control"
+	}
+	dir, ok := c.dir(hierarchy)
+	if !ok {
+		return 0
+	}
+	return counter(filepath.Join(dir, file), "oom_kill")
+}
+
+func counter(file, key string) uint64 {
+	f, err := os.Open(file)
+	if err != nil {
+		return 0
+	}
+	defer f.Close()
+	for s := bufio.NewScanner(f); s.Scan(); {
+		k, v, _ := strings.Cut(s.Text(), " ")
+		if k == key {
+			n, _ := strconv.ParseUint(v, 10, 64)
+			return n
+		}
+	}
+	return 0
+}
+
+// Kill sends the signal to every process of the cgroup. SIGKILL under v2 is
+// one write to cgroup.kill. Otherwise the cgroup is frozen, every process is
+// signalled, and the cgroup thawed, so that nothing forks past the signal.
+func (c *Cgroup) Kill(sig unix.Signal) error {
+	if c.unified && sig == unix.SIGKILL {
+		dir, _ := c.dir("")
+		err := write(filepath.Join(dir, "cgroup.kill"), "1")
+		if err == nil || !errors.Is(err, os.ErrNotExist) {
+			return notFound(err)
+		}
+		if _, serr := os.Stat(dir); serr != nil {
+			return notFound(serr)
+		}
+		// Linux before 5.14.
+	}
+	frozen := c.Freeze() == nil
+	pids, err := c.Pids()
+	for _, pid := range pids {
+		if kerr := unix.Kill(pid, sig); kerr != nil && !errors.Is(kerr, unix.ESRCH) {
+			err = errors.Join(err, fmt.Errorf("signal process %d: %w", pid, kerr))
+		}
+	}
+	if frozen {
+		err = errors.Join(err, c.Thaw())
+	}
+	return err
+}
+
+// Freeze stops every process of the cgroup and waits until they are.
+func (c *Cgroup) Freeze() error { return c.freezer(true) }
+
+// Thaw lets them go on.
+func (c *Cgroup) Thaw() error { return c.freezer(false) }
+
+func (c *Cgroup) freezer(freeze bool) error {
+	if c.unified {
+		dir, _ := c.dir("")
+		value, want := "0", uint64(0)
+		if freeze {
+			value, want = "1", 1
+		}
+		if err := write(filepath.Join(dir, "cgroup.freeze"), value); err != nil {
+			return notFound(err)
+		}
+		return settle(func() (bool, error) {
+			return counter(filepath.Join(dir, "cgroup.events"), "frozen") == want, nil
+		})
+	}
+	dir, ok := c.dir("freezer")
+	if !ok {
+		return fmt.Errorf("no freezer cgroup: %w", errdefs.ErrNotFound)
+	}
+	value := "THAWED"
+	if freeze {
+		value = "FROZEN"
+	}
+	file := filepath.Join(dir, "freezer.state")
+	return settle(func() (bool, error) {
+		// Written again each time: a v1 freezer can stay FREEZING when a process forks
+		// while it is frozen.
+		if err := write(file, value); err != nil {
+			return false, notFound(err)
+		}
+		got, err := os.ReadFile(file)
+		return strings.TrimSpace(string(got)) == value, notFound(err)
+	})
+}
+
+// settle asks until the answer is yes, for at most a second.
+func settle(done func() (bool, error)) error {
+	for wait := 50 * time.Microsecond; ; wait *= 2 {
+		ok, err := done()
+		if err != nil || ok {
+			return err
+		}
+		if wait > 500*time.Millisecond {
+			return fmt.Errorf("the cgroup's freezer did not settle: %w", errdefs.ErrUnavailable)
+		}
+		time.Sleep(wait)
+	}
+}
+
+// write does not create the file: in a cgroup file system that would give a
+// misleading error.
+func write(file, value string) error {
+	f, err := os.OpenFile(file, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(value)
+	return errors.Join(err, f.Close())
+}

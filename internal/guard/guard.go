@@ -1,0 +1,295 @@
+package guard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/internal/reap"
+)
+
+const (
+	// startTimeout bounds the first start of a shim; later ones are tried for ever.
+	startTimeout = 10 * time.Second
+	// A shim that lived less than quickDeath is started again after a pause
+	// that doubles from minPause to maxPause.
+	quickDeath = time.Second
+	minPause   = 10 * time.Millisecond
+	maxPause   = 5 * time.Second
+)
+
+// Config describes the shim to guard.
+type Config struct {
+	// Command builds the shim's command for each start. The guard adds its
+	// files: fd 3 is the listening socket, fd 4 the guard's.
+	Command func() *exec.Cmd
+	// Listener is the group's listening socket; it belongs to the guard from here on.
+	Listener *os.File
+	// OnServing is called once, when the first shim serves the socket.
+	OnServing func() error
+	Log       *slog.Logger
+}
+
+type guard struct {
+	cfg Config
+
+	mu      sync.Mutex
+	kept    map[string]*os.File // guarded by mu
+	claimed map[int]bool        // guarded by mu
+	adopted bool                // the living shim has made its claims, guarded by mu
+	shim    *os.Process         // the living shim, nil between two, guarded by mu
+}
+
+// session is one life of a shim.
+type session struct {
+	conn    *net.UnixConn
+	serving chan struct{} // closed by "serving"
+	bye     bool          // read by run after the reader has ended
+}
+
+// Run guards until the shim says bye, or until a first shim cannot be
+// started. The process becomes a child subreaper.
+func Run(cfg Config) error {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("become a subreaper: %w", err)
+	}
+	g := &guard{cfg: cfg, kept: map[string]*os.File{}, claimed: map[int]bool{}}
+	defer cfg.Listener.Close()
+	defer closeAll(g.kept)
+
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	sigs := make(chan os.Signal, 16)
+	signal.Notify(sigs, unix.SIGCHLD, unix.SIGTERM, unix.SIGINT)
+	signal.Ignore(unix.SIGPIPE, unix.SIGHUP)
+	defer signal.Stop(sigs)
+	wg.Go(func() { g.signals(ctx, sigs) })
+
+	pause := minPause
+	for first := true; ; first = false {
+		started := time.Now()
+		bye, err := g.live(first)
+		if bye {
+			return nil
+		}
+		if first && err != nil {
+			return err
+		}
+		if time.Since(started) > quickDeath {
+			pause = minPause
+		}
+		cfg.Log.Warn("the shim is gone; starting another", "error", err, "lived", time.Since(started).String())
+		time.Sleep(pause)
+		pause = min(2*pause, maxPause)
+	}
+}
+
+// live runs one shim from its start to its end.
+func (g *guard) live(first bool) (bye bool, err error) {
+	conn, peer, err := socketPair()
+	if err != nil {
+		return false, err
+	}
+	defer conn.Close()
+	cmd := g.cfg.Command()
+	cmd.ExtraFiles = []*os.File{g.cfg.Listener, peer}
+	err = cmd.Start()
+	peer.Close()
+	if err != nil {
+		return false, fmt.Errorf("start the shim: %w", err)
+	}
+	g.mu.Lock()
+	g.shim, g.adopted = cmd.Process, false
+	clear(g.claimed)
+	g.mu.Unlock()
+
+	s := &session{conn: conn, serving: make(chan struct{})}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		g.talk(s)
+	}()
+	waitErr := make(chan error, 1)
+	go func() { waitErr <- cmd.Wait() }()
+
+	if first {
+		timeout := time.NewTimer(startTimeout)
+		defer timeout.Stop()
+		select {
+		case <-s.serving:
+			if err := g.cfg.OnServing(); err != nil {
+				g.cfg.Log.Warn("report that the shim serves", "error", err)
+			}
+		case err := <-waitErr:
+			<-ended
+			return s.bye && err == nil, fmt.Errorf("the shim ended before it served: %w", orExit0(err))
+		case <-timeout.C:
+			cmd.Process.Kill()
+			<-waitErr
+			<-ended
+			return false, fmt.Errorf("the shim did not serve within %s", startTimeout)
+		}
+	}
+	err = <-waitErr
+	// The socket's other end is closed by now: talk reads what is left, then ends.
+	<-ended
+	g.mu.Lock()
+	g.shim, g.adopted = nil, false
+	g.mu.Unlock()
+	return s.bye && err == nil, orExit0(err)
+}
+
+func orExit0(err error) error {
+	if err == nil {
+		return errors.New("exit status 0")
+	}
+	return err
+}
+
+// talk hands over what is kept, then serves the shim until it is gone.
+func (g *guard) talk(s *session) {
+	g.mu.Lock()
+	kept := make(map[string]*os.File, len(g.kept))
+	for name, f := range g.kept {
+		kept[name] = f
+	}
+	g.mu.Unlock()
+	for name, f := range kept {
+		if err := send(s.conn, f, "kept", name); err != nil {
+			g.cfg.Log.Warn("hand over a kept fd", "name", name, "error", err)
+		}
+	}
+	if err := send(s.conn, nil, "all"); err != nil {
+		g.cfg.Log.Warn("hand over to the shim", "error", err)
+	}
+	for {
+		fields, f, err := receive(s.conn)
+		if err != nil {
+			return
+		}
+		if !g.handle(s, fields, f) && f != nil {
+			f.Close()
+		}
+	}
+}
+
+// handle returns true when it has taken f over.
+func (g *guard) handle(s *session, fields []string, f *os.File) bool {
+	arg := func(i int) string {
+		if i < len(fields) {
+			return fields[i]
+		}
+		return ""
+	}
+	switch fields[0] {
+	case "keep":
+		if f == nil || arg(1) == "" {
+			return false
+		}
+		g.replace(arg(1), f)
+		return true
+	case "drop":
+		g.replace(arg(1), nil)
+	case "claim":
+		if pid, err := strconv.Atoi(arg(1)); err == nil {
+			g.mu.Lock()
+			g.claimed[pid] = true
+			g.mu.Unlock()
+		}
+	case "adopted":
+		g.mu.Lock()
+		g.adopted = true
+		g.mu.Unlock()
+		g.sweep()
+	case "serving":
+		select {
+		case <-s.serving:
+		default:
+			close(s.serving)
+		}
+	case "collect":
+		g.collect(s, arg(1), arg(2))
+	case "bye":
+		s.bye = true
+	}
+	return false
+}
+
+func (g *guard) replace(name string, f *os.File) {
+	g.mu.Lock()
+	old := g.kept[name]
+	if f != nil {
+		g.kept[name] = f
+	} else {
+		delete(g.kept, name)
+	}
+	g.mu.Unlock()
+	if old != nil {
+		old.Close()
+	}
+}
+
+func (g *guard) collect(s *session, seq, pidText string) {
+	answer := "none"
+	if pid, err := strconv.Atoi(pidText); err == nil && pid > 0 {
+		if ws, ok := reap.CollectChild(pid); ok {
+			answer = strconv.FormatUint(uint64(ws), 10)
+		}
+		g.mu.Lock()
+		delete(g.claimed, pid)
+		g.mu.Unlock()
+	}
+	if err := send(s.conn, nil, "collected", seq, answer); err != nil {
+		g.cfg.Log.Warn("answer the shim", "error", err)
+	}
+}
+
+// signals passes SIGTERM on to the shim, which ends if it has no containers.
+func (g *guard) signals(ctx context.Context, sigs <-chan os.Signal) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case sig := <-sigs:
+			if sig == unix.SIGCHLD {
+				g.sweep()
+				continue
+			}
+			g.mu.Lock()
+			shim := g.shim
+			g.mu.Unlock()
+			if shim != nil {
+				if err := shim.Signal(sig); err != nil {
+					g.cfg.Log.Warn("pass a signal on to the shim", "signal", sig, "error", err)
+				}
+			}
+		}
+	}
+}
+
+// sweep reaps orphans that the living shim does not claim. While no shim
+// lives, or before it has made its claims, nothing is reaped.
+func (g *guard) sweep() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.adopted || g.shim == nil {
+		return
+	}
+	for _, pid := range reap.Children() {
+		if pid != g.shim.Pid && !g.claimed[pid] && reap.IsZombie(pid) {
+			reap.CollectChild(pid)
+		}
+	}
+}
