@@ -1,0 +1,233 @@
+package stdio
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+type sinkKind uint8
+
+const (
+	toNull sinkKind = iota
+	toFIFO
+	toFile
+)
+
+// sink is where outputs go. stdout and stderr share one when they name the
+// same file.
+type sink struct {
+	kind sinkKind
+	path string
+	node node
+	log  *slog.Logger
+
+	// users counts the outputs that write here. The last one lets go.
+	users atomic.Int32
+
+	// w is our writer; nil for the null device.
+	w *heldFile
+	// reader is our own read end of a FIFO. While it is open a client may leave
+	// and come back: no write fails, and what is in the FIFO stays there.
+	reader *os.File
+
+	// copies is set when the file system cannot take a splice. The file is then
+	// in append mode and written from user space. Terminals start with it.
+	copies atomic.Bool
+
+	mu   sync.Mutex
+	lost int64 // guarded by mu; bytes discarded since the last good write
+}
+
+// sink opens the target for writing.
+func (o *openedTarget) sink(name string, h holder, appendMode bool) (*sink, error) {
+	k := &sink{kind: o.kind, path: o.path, node: o.node, log: h.log}
+	k.users.Store(1)
+	k.copies.Store(appendMode)
+	var w *os.File
+	var err error
+	switch o.kind {
+	case toNull:
+		return k, nil
+	case toFIFO:
+		w, k.reader, err = openFIFOWriter(uintptr(o.fd), o.path)
+	case toFile:
+		w, err = openFileWriter(uintptr(o.fd), o.path, appendMode)
+	}
+	if err != nil {
+		return nil, o.fail(err)
+	}
+	k.w = h.hold(name+keptSinkSuffix, w)
+	return k, nil
+}
+
+// openFIFOWriter opens a FIFO for writing without waiting for a reader, and a
+// reader of our own. A client that waits in open(2) counts as a reader.
+func openFIFOWriter(fd uintptr, path string) (w, r *os.File, err error) {
+	r, err = reopen(fd, unix.O_RDONLY|unix.O_NONBLOCK, path)
+	if err != nil {
+		return nil, nil, err
+	}
+	w, err = reopen(fd, unix.O_WRONLY|unix.O_NONBLOCK, path)
+	if err != nil {
+		return nil, nil, errors.Join(err, r.Close())
+	}
+	return w, r, nil
+}
+
+func openFileWriter(fd uintptr, path string, appendMode bool) (*os.File, error) {
+	flags := unix.O_WRONLY
+	if appendMode {
+		flags |= unix.O_APPEND
+	}
+	return reopen(fd, flags, path)
+}
+
+// take moves what src has, at least one byte, waiting for it and for room. 0
+// without an error is the end of src. The only error is errStopped, or one of
+// src: a destination that fails loses bytes, but src is always emptied, so that
+// the container never blocks on a full disk.
+func (k *sink) take(src *heldFile) (int64, error) {
+	if k.kind == toNull || k.copies.Load() {
+		return k.copyFrom(src)
+	}
+	p := splicer{src: src.conn, dst: k.w.conn, atEnd: k.kind == toFile}
+	n, err := p.move()
+	switch {
+	case err == nil:
+		k.succeeded()
+		return n, nil
+	case err == errStopped:
+		return 0, err
+	case err == unix.EINVAL && k.kind == toFile:
+		return k.fallBack(src)
+	default:
+		return k.discard(src, err)
+	}
+}
+
+// fallBack goes on in user space where the file system has no splice.
+func (k *sink) fallBack(src *heldFile) (int64, error) {
+	err := withFd(k.w.conn, func(fd uintptr) error {
+		flags, err := unix.FcntlInt(fd, unix.F_GETFL, 0)
+		if err == nil {
+			_, err = unix.FcntlInt(fd, unix.F_SETFL, flags|unix.O_APPEND)
+		}
+		return err
+	})
+	if err != nil {
+		return k.discard(src, err)
+	}
+	k.copies.Store(true)
+	return k.copyFrom(src)
+}
+
+// copyFrom is take through a buffer.
+func (k *sink) copyFrom(src *heldFile) (int64, error) {
+	buf, n, err := readChunk(src.conn)
+	if n > 0 {
+		k.write(buf[:n])
+	}
+	putBuffer(buf)
+	return int64(n), err
+}
+
+// discard throws away one chunk of src because of cause.
+func (k *sink) discard(src *heldFile, cause error) (int64, error) {
+	buf, n, err := readChunk(src.conn)
+	putBuffer(buf)
+	k.failed(cause, n)
+	return int64(n), err
+}
+
+// write puts all of p into the sink, waiting for room in a FIFO. What cannot be
+// written is discarded and counted. It reports false when the sink was closed.
+func (k *sink) write(p []byte) bool {
+	if k.kind == toNull {
+		return true
+	}
+	n, err := k.w.file.Write(p)
+	switch {
+	case err == nil:
+		k.succeeded()
+		return true
+	case errors.Is(err, os.ErrClosed):
+		return false
+	default:
+		k.failed(err, len(p)-n)
+		return true
+	}
+}
+
+// failed counts n lost bytes and logs the first of them.
+func (k *sink) failed(err error, n int) {
+	k.mu.Lock()
+	first := k.lost == 0 && n > 0
+	k.lost += int64(n)
+	k.mu.Unlock()
+	if first {
+		k.log.Warn("output is being discarded", "path", k.path, "error", err)
+	}
+}
+
+func (k *sink) succeeded() {
+	k.mu.Lock()
+	lost := k.lost
+	k.lost = 0
+	k.mu.Unlock()
+	if lost > 0 {
+		k.log.Warn("output can be written again", "path", k.path, "bytes_discarded", lost)
+	}
+}
+
+// release ends the use by one output. The last one closes the writer, so that
+// the client sees EOF; but as long as a FIFO has no reader, it waits for one,
+// because the bytes in it would go with the last open end. It returns at the
+// latest when stop is closed.
+func (k *sink) release(watch *watcherRef, stop <-chan struct{}) {
+	if k.users.Add(-1) > 0 || k.kind == toNull {
+		return
+	}
+	k.mu.Lock()
+	lost := k.lost
+	k.mu.Unlock()
+	if lost > 0 {
+		k.log.Warn("output was discarded until its end", "path", k.path, "bytes_discarded", lost)
+	}
+	if k.kind == toFIFO {
+		if k.reader != nil {
+			_ = k.reader.Close()
+		}
+		if err := watch.waitForReader(k.w, stop); err != nil {
+			k.log.Warn("cannot watch for a late reader, polling instead", "path", k.path, "error", err)
+		}
+	}
+	k.w.close()
+}
+
+// close ends the sink at once. Movers that use it stop.
+func (k *sink) close() {
+	k.w.close()
+	if k.reader != nil {
+		_ = k.reader.Close()
+	}
+}
+
+// pending returns how many bytes wait in a pipe or FIFO.
+func pending(h *heldFile) int {
+	n := 0
+	_ = withFd(h.conn, func(fd uintptr) (err error) {
+		n, err = unix.IoctlGetInt(int(fd), unix.TIOCINQ)
+		return err
+	})
+	return n
+}
+
+func cutOff(stream string, bytes int) error {
+	return fmt.Errorf("%s was closed with %d bytes not taken by the client", stream, bytes)
+}
