@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/berthd/berth/task"
 )
@@ -76,8 +77,9 @@ func (r *Runtime) Checkpoint(ctx context.Context, a CheckpointArgs) error {
 		args = append(args, "--pre-dump")
 	}
 	args = append(append(args, a.ExtraArgs...), a.ID)
+	begin := time.Now()
 	_, err := r.call(ctx, call{op: "checkpoint", id: a.ID, args: args})
-	return withCRIULog(err, a.CRIU, "dump.log")
+	return withCRIULog(err, a.CRIU, "dump.log", begin)
 }
 
 // RestoreArgs are the arguments of a restore.
@@ -103,20 +105,22 @@ func (r *Runtime) Restore(ctx context.Context, a RestoreArgs) (int, error) {
 	if a.NoPivot {
 		args = append(args, "--no-pivot")
 	}
+	begin := time.Now()
 	pid, err := r.spawn(ctx, spawnArgs{
 		op: "restore", id: a.ID, args: append(args, a.ExtraArgs...),
 		pidFile: a.PidFile, terminal: a.ConsoleSocket != "",
 		stdin: a.Stdin, stdout: a.Stdout, stderr: a.Stderr,
 	})
-	return pid, withCRIULog(err, a.CRIU, "restore.log")
+	return pid, withCRIULog(err, a.CRIU, "restore.log", begin)
 }
 
 // maxCRIULog is how much of CRIU's log is searched.
 const maxCRIULog = 8 << 20
 
 // withCRIULog adds the first error of CRIU's log to a failure: the runtime
-// only says that CRIU failed.
-func withCRIULog(err error, c CRIU, name string) error {
+// only says that CRIU failed. A log that was not touched since begin is of an
+// earlier call.
+func withCRIULog(err error, c CRIU, name string, begin time.Time) error {
 	var failed *task.RuntimeError
 	if !errors.As(err, &failed) {
 		return err
@@ -126,18 +130,22 @@ func withCRIULog(err error, c CRIU, name string) error {
 		dir = c.ImagePath
 	}
 	path := filepath.Join(dir, name)
-	if line := firstCRIUError(path); line != "" {
+	if line := firstCRIUError(path, begin); line != "" {
 		failed.Message += "; CRIU: " + line + " (log: " + path + ")"
 	}
 	return err
 }
 
-func firstCRIUError(path string) string {
+func firstCRIUError(path string, begin time.Time) string {
 	f, err := openLog(path, os.O_RDONLY)
 	if err != nil {
 		return ""
 	}
 	defer f.Close()
+	// Time stamps of files come from a coarser clock.
+	if info, err := f.Stat(); err != nil || info.ModTime().Before(begin.Add(-time.Second)) {
+		return ""
+	}
 	lines := bufio.NewScanner(io.LimitReader(f, maxCRIULog))
 	for lines.Scan() {
 		if _, text, ok := strings.Cut(lines.Text(), "Error "); ok {

@@ -31,7 +31,8 @@ type State struct {
 // State asks for one container; an unknown one is NotFound.
 func (r *Runtime) State(ctx context.Context, id string) (State, error) {
 	var s State
-	return s, r.query(ctx, call{op: "state", id: id, args: []string{"state", id}}, &s)
+	err := r.query(ctx, call{op: "state", id: id, args: []string{"state", id}}, &s)
+	return s, err
 }
 
 // Ps returns the pids of all processes of a container, in the order that the
@@ -53,7 +54,8 @@ func (r *Runtime) Ps(ctx context.Context, id string) ([]int, error) {
 // List returns all containers under Root.
 func (r *Runtime) List(ctx context.Context) ([]State, error) {
 	var list []State
-	return list, r.query(ctx, call{op: "list", global: true, args: []string{"list", "--format", "json"}}, &list)
+	err := r.query(ctx, call{op: "list", global: true, args: []string{"list", "--format", "json"}}, &list)
+	return list, err
 }
 
 // Features returns what the runtime says that it supports, decoded and as it

@@ -1,0 +1,186 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+var (
+	errNotExist   = errors.New("container does not exist")
+	errNotRunning = errors.New("container not running")
+)
+
+// container is what state.json holds. While the file exec.fifo stands beside it
+// the container was created and not started.
+type container struct {
+	OCIVersion  string            `json:"ociVersion"`
+	ID          string            `json:"id"`
+	Pid         int               `json:"pid"`
+	StartTime   string            `json:"startTime"`
+	Bundle      string            `json:"bundle"`
+	Rootfs      string            `json:"rootfs"`
+	Created     time.Time         `json:"created"`
+	Paused      bool              `json:"paused"`
+	Annotations map[string]string `json:"annotations,omitempty"`
+}
+
+var validID = regexp.MustCompile(`^[\w+.-]+$`)
+
+// setID takes the call's container from its arguments.
+func (r *runtime) setID(id string) error {
+	if id == "" {
+		return errors.New("container id cannot be empty")
+	}
+	if !validID.MatchString(id) || id[0] == '.' {
+		return errors.New("invalid container ID format")
+	}
+	r.id = id
+	return nil
+}
+
+func (r *runtime) dir() string      { return filepath.Join(r.root, r.id) }
+func (r *runtime) fifoPath() string { return filepath.Join(r.dir(), "exec.fifo") }
+
+func (r *runtime) load() (*container, error) {
+	if r.id == "" {
+		return nil, errNotExist
+	}
+	data, err := os.ReadFile(filepath.Join(r.dir(), "state.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, errNotExist
+	}
+	if err != nil {
+		return nil, err
+	}
+	c := new(container)
+	return c, json.Unmarshal(data, c)
+}
+
+func (r *runtime) save(c *container) error {
+	data, err := json.Marshal(c)
+	if err != nil {
+		return err
+	}
+	tmp := filepath.Join(r.dir(), fmt.Sprintf("state.json.%d", os.Getpid()))
+	if err := os.WriteFile(tmp, data, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(tmp, filepath.Join(r.dir(), "state.json"))
+}
+
+// status is "created", "running", "paused" or "stopped".
+func (r *runtime) status(c *container) string {
+	start, alive := processStat(c.Pid)
+	if !alive || start != c.StartTime {
+		return "stopped"
+	}
+	if c.Paused {
+		return "paused"
+	}
+	if _, err := os.Lstat(r.fifoPath()); err == nil {
+		return "created"
+	}
+	return "running"
+}
+
+// processStat returns a process's start time. One that has ended and was not
+// reaped is not alive.
+func processStat(pid int) (start string, alive bool) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return "", false
+	}
+	// The name, in parentheses, may hold anything; field 3 comes after it.
+	end := strings.LastIndexByte(string(data), ')')
+	fields := strings.Fields(string(data[end+1:]))
+	if len(fields) < 20 || fields[0] == "Z" || fields[0] == "X" {
+		return "", false
+	}
+	return fields[19], true
+}
+
+// markerEnv is in the environment of every process of a container.
+const markerEnv = "FAKEOCI_CONTAINER"
+
+// pids are the live processes of the container.
+func (r *runtime) pids() ([]int, error) {
+	procs, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	mark := markerEnv + "=" + r.dir()
+	pids := []int{}
+	for _, p := range procs {
+		pid, err := strconv.Atoi(p.Name())
+		if err != nil {
+			continue
+		}
+		// A process that is gone or that is another user's is none of ours.
+		env, err := os.ReadFile(filepath.Join("/proc", p.Name(), "environ"))
+		if err != nil {
+			continue
+		}
+		for v := range strings.SplitSeq(string(env), "\x00") {
+			if v == mark {
+				pids = append(pids, pid)
+				break
+			}
+		}
+	}
+	return pids, nil
+}
+
+// killAll ends every process of the container and waits until they have
+// ended.
+func (r *runtime) killAll() error {
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		pids, err := r.pids()
+		if err != nil || len(pids) == 0 {
+			return err
+		}
+		for _, pid := range pids {
+			if err := killAndWait(pid, time.Until(deadline)); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func killAndWait(pid int, limit time.Duration) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil {
+		if errors.Is(err, unix.ESRCH) {
+			return nil
+		}
+		return err
+	}
+	// A pidfd is readable once the process has ended, reaped or not.
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(max(limit, 0).Milliseconds()))
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err == nil && n == 0 {
+			err = fmt.Errorf("process %d does not end", pid)
+		}
+		return err
+	}
+}
