@@ -1,0 +1,117 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/internal/mount"
+	"github.com/berthd/berth/task"
+)
+
+// Delete removes the container: from the runtime, its mounts, its streams and
+// what a successor would find. The bundle stays; whoever made it removes it.
+func (c *Container) Delete(ctx context.Context) (task.Exit, error) {
+	return c.init.delete(ctx, c.runDelete)
+}
+
+func (c *Container) runDelete(ctx context.Context) (task.Exit, error) {
+	unlock, err := c.lockOps(ctx)
+	if err != nil {
+		return task.Exit{}, err
+	}
+	defer unlock()
+	if err := c.init.check(task.OpDelete); err != nil {
+		return task.Exit{}, err
+	}
+	if err := c.endForDelete(ctx); err != nil {
+		return task.Exit{}, err
+	}
+	release := c.set.cfg.Reaper.Hold()
+	err = c.deleteFromRuntime(ctx)
+	release()
+	if err != nil {
+		return task.Exit{}, fmt.Errorf("delete container %q: %w", c.id.Container, err)
+	}
+	c.dropExecs(ctx)
+	if c.init.streams != nil {
+		if err := closeStreams(ctx, c.init.streams); err != nil {
+			c.log.Warn("close stdio", "error", err)
+		}
+	}
+	if err := mount.Unmount(c.bundle); err != nil {
+		return task.Exit{}, fmt.Errorf("delete container %q: %w", c.id.Container, err)
+	}
+	if err := c.forgetFiles(); err != nil {
+		return task.Exit{}, fmt.Errorf("delete container %q: %w", c.id.Container, err)
+	}
+	return c.deleted(), nil
+}
+
+// endForDelete ends an init process that was created and not started, and
+// waits until its exit is published: the delete event comes last.
+func (c *Container) endForDelete(ctx context.Context) error {
+	c.mu.Lock()
+	created := c.init.status == task.Created
+	restorable := c.init.status == task.CreatedCheckpoint
+	c.mu.Unlock()
+	if restorable {
+		return nil
+	}
+	if created {
+		if err := c.init.signal(unix.SIGKILL); err != nil && !isNotFound(err) {
+			return fmt.Errorf("delete container %q: %w", c.id.Container, err)
+		}
+	}
+	if !c.init.waitDone(ctx, killGrace) {
+		return fmt.Errorf("delete container %q: its process %d has not ended: %w", c.id.Container, c.init.pid, errdefs.ErrUnavailable)
+	}
+	return nil
+}
+
+// deleteFromRuntime is content when the runtime knows the container no more.
+// Plain delete first: runc sleeps 100 ms with --force, even if all has ended.
+func (c *Container) deleteFromRuntime(ctx context.Context) error {
+	err := c.runtime.Delete(ctx, c.id.Container, false)
+	if err == nil || isNotFound(err) {
+		return nil
+	}
+	if ferr := c.runtime.Delete(ctx, c.id.Container, true); ferr != nil && !isNotFound(ferr) {
+		return errors.Join(err, ferr)
+	}
+	return nil
+}
+
+// dropExecs forgets the execs that nobody has deleted.
+func (c *Container) dropExecs(ctx context.Context) {
+	c.mu.Lock()
+	list := make([]*process, 0, len(c.execs))
+	for _, p := range c.execs {
+		list = append(list, p)
+	}
+	c.mu.Unlock()
+	for _, p := range list {
+		if _, err := p.Delete(ctx); err != nil && !isNotFound(err) {
+			c.log.Warn("forget an exec with its container", "exec", p.id, "error", err)
+		}
+	}
+}
+
+func (c *Container) deleted() task.Exit {
+	c.mu.Lock()
+	p := c.init
+	if p.exit == nil { // a restore that was never started
+		p.exit = &task.Exit{Status: 255, At: time.Now(), Reason: "the container was never started"}
+		close(p.done)
+	}
+	p.status = task.Deleted
+	exit := *p.exit
+	c.set.cfg.Events.Emit(task.Event{Kind: task.EventDelete, ID: c.id, Pid: exit.Pid, Exit: exit})
+	c.mu.Unlock()
+	c.set.remove(c.id)
+	return exit
+}
