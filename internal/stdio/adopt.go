@@ -243,7 +243,7 @@ func (a *adoption) adoptTerminal() {
 	master, w := a.take(keptPty), a.take(outputNames[0]+keptSinkSuffix)
 	in := a.takeSource()
 	if master == nil {
-		a.lost("pty", "the terminal was not kept", nil)
+		a.lost(keptPty, "the terminal cannot be opened again", errors.New("it was not kept"))
 		if in != nil {
 			in.close()
 		}

@@ -96,7 +96,7 @@ func (k *sink) take(src *heldFile) (int64, error) {
 	if k.kind == toNull || k.copies.Load() {
 		return k.copyFrom(src)
 	}
-	p := splicer{src: src.conn, dst: k.w.conn, atEnd: k.kind == toFile}
+	p := splicer{src: src.conn, dst: k.w.conn, appends: k.kind == toFile}
 	n, err := p.move()
 	switch {
 	case err == nil:

@@ -18,10 +18,10 @@ var errStopped = errors.New("stream closed")
 // pipe or FIFO. The other may be a regular file.
 type splicer struct {
 	src, dst syscall.RawConn
-	// atEnd writes at the end of dst, a regular file: splice refuses O_APPEND.
+	// appends writes at the end of dst, a regular file: splice refuses O_APPEND.
 	// The write lock that RawConn.Write takes makes seek and splice one step
 	// for all movers of this process that share dst.
-	atEnd bool
+	appends bool
 }
 
 // move waits until there are bytes and room, and moves what it can. 0 without
@@ -49,8 +49,16 @@ func (p *splicer) try() (n int64, full bool, err error) {
 			return true
 		}
 		// EAGAIN does not say which side to wait for.
-		full = ready(s, unix.POLLIN)
-		return full
+		if !ready(s, unix.POLLIN) {
+			return false
+		}
+		if atEnd(s) {
+			// A full dst hides the end of src.
+			err = nil
+			return true
+		}
+		full = true
+		return true
 	})
 	if stopped != nil {
 		return 0, false, errStopped
@@ -59,7 +67,7 @@ func (p *splicer) try() (n int64, full bool, err error) {
 }
 
 func (p *splicer) splice(s, d int) (int64, error) {
-	if p.atEnd {
+	if p.appends {
 		if _, err := unix.Seek(d, 0, unix.SEEK_END); err != nil {
 			return 0, err
 		}
@@ -71,6 +79,17 @@ func (p *splicer) splice(s, d int) (int64, error) {
 		}
 		return max(n, 0), err
 	}
+}
+
+// atEnd asks whether a pipe is empty and without writers.
+func atEnd(fd uintptr) bool {
+	if revents := pollNow(fd, unix.POLLIN); revents&unix.POLLIN != 0 || revents&unix.POLLHUP == 0 {
+		return false
+	}
+	// poll looks for bytes first and for writers then, so the last writer may have
+	// written in between. Now that it is gone, the count is final.
+	n, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ)
+	return err == nil && n == 0
 }
 
 // ready asks without waiting whether fd has one of the events, or an error or

@@ -2,7 +2,6 @@ package stdio
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -170,7 +169,7 @@ func (r *watcherRef) waitForReader(w *heldFile, stop <-chan struct{}) error {
 	}
 	// The ticker is only the way out when there is no watch.
 	var tick <-chan time.Time
-	if watchErr != nil && !errors.Is(watchErr, os.ErrClosed) {
+	if watchErr != nil {
 		t := time.NewTicker(pollInterval)
 		defer t.Stop()
 		tick = t.C
