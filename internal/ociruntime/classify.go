@@ -46,6 +46,7 @@ var knownTexts = []known{
 	{text: "is not stopped", class: errdefs.ErrFailedPrecondition},
 	{text: "already running", class: errdefs.ErrFailedPrecondition},
 	{text: "has stopped", class: errdefs.ErrFailedPrecondition},
+	{text: "in a stopped container", class: errdefs.ErrFailedPrecondition},
 	{text: "in the paused state", class: errdefs.ErrFailedPrecondition},
 	{text: "in a paused container", class: errdefs.ErrFailedPrecondition},
 	{text: "is not in created state", class: errdefs.ErrFailedPrecondition},

@@ -271,7 +271,7 @@ func (r *runtime) exec(f spawnFlags) error {
 	}
 	switch r.status(c) {
 	case "stopped":
-		return errors.New("cannot exec a container that has stopped")
+		return errors.New("cannot exec in a stopped container")
 	case "paused":
 		return errors.New("cannot exec in a paused container (use --ignore-paused to override)")
 	}
