@@ -235,7 +235,10 @@ func (c *Collector) collect(ctx context.Context) {
 
 	stats, err := c.db.GarbageCollect(ctx)
 	if err == nil && first {
-		err = c.sweep(ctx)
+		if err := c.sweep(ctx); err != nil && ctx.Err() == nil {
+			// It takes up space and nothing else; a later start tries again.
+			c.log.Warn("leftovers of an earlier crash not removed", "error", err)
+		}
 	}
 	if err != nil {
 		err = fmt.Errorf("collect garbage: %w", err)

@@ -104,7 +104,8 @@ func cleaners(backends map[string]snapshots.Snapshotter) func(context.Context) e
 			if !ok {
 				continue
 			}
-			if err := c.Cleanup(ctx); err != nil && !errdefs.IsNotImplemented(err) {
+			// NotFound is a snapshotter without a single snapshot yet.
+			if err := c.Cleanup(ctx); err != nil && !errdefs.IsNotImplemented(err) && !errdefs.IsNotFound(err) {
 				return fmt.Errorf("clean up snapshotter %s: %w", name, err)
 			}
 		}

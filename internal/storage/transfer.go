@@ -53,27 +53,37 @@ func (s *Store) unpackPlatforms() []unpack.Platform {
 	return ps
 }
 
+var _ interface {
+	transfer.ImageStorer
+	transfer.ImageFilterer
+	transfer.ImageUnpacker
+} = (*defaultedStore)(nil)
+
 // transferrer fills in the default snapshotter where an image is to be
-// unpacked and the client names none.
+// unpacked and the client names none, and makes errors readable.
 type transferrer struct {
 	transfer.Transferrer
 	snapshotter string
 }
 
 func (t *transferrer) Transfer(ctx context.Context, src, dst any, opts ...transfer.Opt) error {
+	to := dst
 	if is, ok := dst.(*image.Store); ok {
-		dst = &defaultedStore{Store: is, snapshotter: t.snapshotter}
+		to = &defaultedStore{imageStore: is, snapshotter: t.snapshotter}
 	}
-	return t.Transferrer.Transfer(ctx, src, dst, opts...)
+	return transferError(src, dst, t.Transferrer.Transfer(ctx, src, to, opts...))
 }
 
+// imageStore gives the embedded field another name than its method Store.
+type imageStore = image.Store
+
 type defaultedStore struct {
-	*image.Store
+	*imageStore
 	snapshotter string
 }
 
 func (d *defaultedStore) UnpackPlatforms() []transfer.UnpackConfiguration {
-	configs := slices.Clone(d.Store.UnpackPlatforms())
+	configs := slices.Clone(d.imageStore.UnpackPlatforms())
 	for i := range configs {
 		if configs[i].Snapshotter == "" {
 			configs[i].Snapshotter = d.snapshotter
