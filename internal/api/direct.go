@@ -30,7 +30,7 @@ var _ grpc.ClientConnInterface = (*Direct)(nil)
 
 // NewDirect makes a connection to all services.
 func NewDirect(s Services, log *slog.Logger) *Direct {
-	d := &Direct{services: make(map[string]directService), interceptor: recoverUnary(log)}
+	d := &Direct{services: make(map[string]directService), interceptor: unaryErrors(log)}
 	s.register(d)
 	return d
 }

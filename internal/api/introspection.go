@@ -100,7 +100,7 @@ func (s *Introspection) Server(context.Context) (*introspectionapi.ServerRespons
 func (s *Introspection) Plugins(_ context.Context, fs ...string) (*introspectionapi.PluginsResponse, error) {
 	filter, err := filters.ParseAll(fs...)
 	if err != nil {
-		return nil, fmt.Errorf("plugin filter: %w: %w", err, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("plugin filter: %w", err)
 	}
 	resp := &introspectionapi.PluginsResponse{}
 	for _, p := range s.plugins {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"runtime/debug"
 
 	containersapi "github.com/containerd/containerd/api/services/containers/v1"
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
@@ -28,10 +27,8 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/ttrpc"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health"
 	healthapi "google.golang.org/grpc/health/grpc_health_v1"
-	"google.golang.org/grpc/status"
 )
 
 // Services are what a daemon offers. Every field must be set.
@@ -88,8 +85,8 @@ func NewServer(s Services, log *slog.Logger) *Server {
 		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
 		grpc.WaitForHandlers(true),
 		grpc.SharedWriteBuffer(true),
-		grpc.ChainUnaryInterceptor(recoverUnary(log), calls.unary, namespaceUnary),
-		grpc.ChainStreamInterceptor(recoverStream(log), calls.stream, namespaceStream),
+		grpc.ChainUnaryInterceptor(unaryErrors(log), calls.unary, namespaceUnary),
+		grpc.ChainStreamInterceptor(streamErrors(log), calls.stream, namespaceStream),
 	)
 	s.register(srv)
 	healthapi.RegisterHealthServer(srv, health.NewServer())
@@ -119,7 +116,7 @@ func (s *Server) Stop(ctx context.Context) {
 func NewTTRPCServer(events ttrpcevents.TTRPCEventsService, log *slog.Logger) (*ttrpc.Server, error) {
 	srv, err := ttrpc.NewServer(
 		ttrpc.WithServerHandshaker(ttrpc.UnixSocketRequireSameUser()),
-		ttrpc.WithUnaryServerInterceptor(recoverTTRPC(log)),
+		ttrpc.WithUnaryServerInterceptor(ttrpcErrors(log)),
 	)
 	if err != nil {
 		return nil, fmt.Errorf("make ttrpc server: %w", err)
@@ -152,42 +149,3 @@ type contextStream struct {
 }
 
 func (s *contextStream) Context() context.Context { return s.ctx }
-
-func recoverUnary(log *slog.Logger) grpc.UnaryServerInterceptor {
-	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (_ any, err error) {
-		defer func() {
-			if v := recover(); v != nil {
-				err = panicked(log, info.FullMethod, v)
-			}
-		}()
-		return handler(ctx, req)
-	}
-}
-
-func recoverStream(log *slog.Logger) grpc.StreamServerInterceptor {
-	return func(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
-		defer func() {
-			if v := recover(); v != nil {
-				err = panicked(log, info.FullMethod, v)
-			}
-		}()
-		return handler(srv, stream)
-	}
-}
-
-func recoverTTRPC(log *slog.Logger) ttrpc.UnaryServerInterceptor {
-	return func(ctx context.Context, unmarshal ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo, method ttrpc.Method) (_ any, err error) {
-		defer func() {
-			if v := recover(); v != nil {
-				err = panicked(log, info.FullMethod, v)
-			}
-		}()
-		return method(ctx, unmarshal)
-	}
-}
-
-// panicked logs what only the log may hold and tells the client the rest.
-func panicked(log *slog.Logger, method string, v any) error {
-	log.Error("call panicked", slog.String("method", method), slog.Any("panic", v), slog.String("stack", string(debug.Stack())))
-	return status.Errorf(codes.Internal, "%s: internal error in the daemon; its log has the stack", method)
-}

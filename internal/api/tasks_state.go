@@ -47,11 +47,13 @@ func (s *Tasks) List(ctx context.Context, r *tasksapi.ListTasksRequest) (*tasksa
 	if err != nil {
 		return nil, errgrpc.ToGRPC(err)
 	}
-	var filter filters.Filter = filters.Always
+	var wanted []string
 	if r.Filter != "" {
-		if filter, err = filters.Parse(r.Filter); err != nil {
-			return nil, errgrpc.ToGRPC(fmt.Errorf("task filter: %w: %w", err, errdefs.ErrInvalidArgument))
-		}
+		wanted = append(wanted, r.Filter)
+	}
+	filter, err := filters.ParseAll(wanted...)
+	if err != nil {
+		return nil, errgrpc.ToGRPC(fmt.Errorf("task filter: %w", err))
 	}
 	tasks, err := s.cfg.Runner.List(ctx, ns)
 	if err != nil {
@@ -183,7 +185,7 @@ func (s *Tasks) Metrics(ctx context.Context, r *tasksapi.MetricsRequest) (*tasks
 	}
 	filter, err := filters.ParseAll(r.Filters...)
 	if err != nil {
-		return nil, errgrpc.ToGRPC(fmt.Errorf("metrics filter: %w: %w", err, errdefs.ErrInvalidArgument))
+		return nil, errgrpc.ToGRPC(fmt.Errorf("metrics filter: %w", err))
 	}
 	tasks, err := s.cfg.Runner.List(ctx, ns)
 	if err != nil {

@@ -114,7 +114,7 @@ func mustAny(t *testing.T, v any) *anypb.Any {
 
 func wantClass(t *testing.T, what string, err, class error) {
 	t.Helper()
-	if native := errgrpc.ToNative(err); !errors.Is(native, class) {
+	if !errors.Is(err, class) && !errors.Is(errgrpc.ToNative(err), class) {
 		t.Errorf("%s gives %v, want %v", what, err, class)
 	}
 }

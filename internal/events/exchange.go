@@ -152,7 +152,7 @@ func (e *Exchange) subscribe(fs []string) (*subscription, error) {
 	if len(fs) > 0 {
 		filter, err := filters.ParseAll(fs...)
 		if err != nil {
-			return nil, fmt.Errorf("event filter: %w: %w", err, errdefs.ErrInvalidArgument)
+			return nil, fmt.Errorf("event filter: %w", err)
 		}
 		s.filter = filter
 	}
