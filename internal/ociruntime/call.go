@@ -158,6 +158,9 @@ func (r *Runtime) explain(ctx context.Context, c call, res result, mark logMark,
 	msg := said
 	if msg == "" {
 		msg = fmt.Sprintf("%s ended without a word: %v", r.binary(), res.err)
+		if c.inherited && c.stderr != nil {
+			msg += " (if it printed something, that is in the container's stderr)"
+		}
 	}
 	return r.failure(c.op, msg, res.err, classify(c.op, said))
 }

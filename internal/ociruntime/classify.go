@@ -49,7 +49,8 @@ var knownTexts = []known{
 	{text: "in a stopped container", class: errdefs.ErrFailedPrecondition},
 	{text: "in the paused state", class: errdefs.ErrFailedPrecondition},
 	{text: "in a paused container", class: errdefs.ErrFailedPrecondition},
-	{text: "is not in created state", class: errdefs.ErrFailedPrecondition},
+	{text: "is not in `created` or `stopped` state", class: errdefs.ErrFailedPrecondition}, // crun
+	{op: "start", text: "/exec.fifo`: no such file", class: errdefs.ErrFailedPrecondition}, // crun: started before
 	{text: "process already finished", class: errdefs.ErrFailedPrecondition},
 	{text: "no such process", class: errdefs.ErrFailedPrecondition},
 

@@ -39,6 +39,16 @@ func (b *bench) calls(op string) (found []string) {
 	return found
 }
 
+// struck waits until the first ordered failure has happened.
+func (b *bench) struck() {
+	b.t.Helper()
+	for deadline := time.Now().Add(limit); faketest.Hits(b.t, b.Root, 0) == 0; time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			b.t.Fatal("the runtime was not called")
+		}
+	}
+}
+
 func TestTimeout(t *testing.T) {
 	for _, at := range []fault.Point{fault.Before, fault.Middle, fault.After} {
 		t.Run(string(at), func(t *testing.T) {
@@ -65,13 +75,14 @@ func TestCallerGivesUp(t *testing.T) {
 	b := fakeBench(t, fault.Rule{Op: "state", Action: fault.Hang})
 	b.newBox(sleeper()).create()
 	c, cancel := context.WithCancel(ctx(t))
+	failed := make(chan error, 1)
 	go func() {
-		for faketest.Hits(t, b.Root, 0) == 0 && c.Err() == nil {
-			runtime.Gosched()
-		}
-		cancel()
+		_, err := b.State(c, "x")
+		failed <- err
 	}()
-	_, err := b.State(c, "x")
+	b.struck()
+	cancel()
+	err := <-failed
 	wantError(t, err, "state", nil, "given up by its caller")
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("%v is not canceled", err)
@@ -292,12 +303,7 @@ func TestCallerDies(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(limit); faketest.Hits(t, b.Root, 0) == 0; {
-		if time.Now().After(deadline) {
-			t.Fatal("the runtime was not called")
-		}
-		runtime.Gosched()
-	}
+	b.struck()
 	child := onlyChild(t, cmd.Process.Pid)
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)

@@ -213,5 +213,8 @@ func (s *Set) Hits(rule int) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	return strconv.Atoi(strings.TrimSpace(string(data)))
+	if len(data) == 0 {
+		return 0, nil // about to be counted
+	}
+	return strconv.Atoi(string(data))
 }
