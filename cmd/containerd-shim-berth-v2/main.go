@@ -1,0 +1,99 @@
+// Command containerd-shim-berth-v2 is Berth's shim: it runs the containers of
+// a group through an OCI runtime. A daemon starts it; people do not.
+//
+// Under berthd the action is "guard", which stays as the ancestor of the group
+// and starts "serve". Any other containerd uses "start" and "delete".
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"runtime"
+
+	"github.com/containerd/containerd/api/types"
+
+	"github.com/berthd/berth/internal/shim"
+)
+
+const name = "io.containerd.berth.v2"
+
+// version and revision are set by the linker.
+var (
+	version  = "devel"
+	revision = ""
+)
+
+func main() {
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintf(os.Stderr, "containerd-shim-berth-v2: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+type flags struct {
+	shim.Args
+	version, info       bool
+	socket, debugSocket string
+}
+
+func parse(args []string) (flags, string, error) {
+	var f flags
+	set := flag.NewFlagSet("containerd-shim-berth-v2", flag.ContinueOnError)
+	set.SetOutput(io.Discard)
+	set.BoolVar(&f.Debug, "debug", false, "log more")
+	set.BoolVar(&f.version, "v", false, "print the version and exit")
+	set.BoolVar(&f.version, "version", false, "print the version and exit")
+	set.BoolVar(&f.info, "info", false, "print a RuntimeInfo message and exit; options are read from standard input")
+	set.StringVar(&f.Namespace, "namespace", "", "namespace of the containers")
+	set.StringVar(&f.ID, "id", "", "id of the container, or of the group")
+	set.StringVar(&f.Address, "address", "", "gRPC address of the daemon")
+	set.StringVar(&f.PublishBinary, "publish-binary", "", "binary that publishes events; events go over ttrpc instead")
+	set.StringVar(&f.Bundle, "bundle", "", "bundle of the container")
+	set.StringVar(&f.socket, "socket", "", "not used: the socket is inherited")
+	set.StringVar(&f.debugSocket, "debug-socket", "", "not used")
+	if err := set.Parse(args); err != nil {
+		return f, "", fmt.Errorf("%w\nusage: containerd-shim-berth-v2 [flags] start|delete|guard|serve, or -v, or -info", err)
+	}
+	return f, set.Arg(0), nil
+}
+
+func run(args []string) error {
+	f, action, err := parse(args)
+	if err != nil {
+		return err
+	}
+	ctx := context.Background()
+	switch {
+	case f.version:
+		fmt.Printf("containerd-shim-berth-v2:\n  Version:  %s\n  Revision: %s\n  Go version: %s\n", version, revision, runtime.Version())
+		return nil
+	case f.info:
+		return shim.Info(ctx, name, &types.RuntimeVersion{Version: version, Revision: revision}, os.Stdin, os.Stdout)
+	case f.Namespace == "":
+		return errors.New("a namespace is needed (-namespace)")
+	case f.ID == "":
+		return errors.New("an id is needed (-id)")
+	}
+	level := slog.LevelInfo
+	if f.Debug {
+		level = slog.LevelDebug
+	}
+	f.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})).With("group", f.ID, "pid", os.Getpid())
+	switch action {
+	case "guard":
+		return shim.RunGuard(f.Args, os.Stdin, os.Stdout)
+	case "serve":
+		return shim.RunServe(ctx, f.Args)
+	case "start":
+		return shim.Start(f.Args, os.Stdin, os.Stdout)
+	case "delete":
+		return shim.Delete(ctx, f.Args, os.Stdout)
+	default:
+		return fmt.Errorf("unknown action %q (start, delete, guard or serve)", action)
+	}
+}

@@ -1,0 +1,201 @@
+package shim
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	eventsAPI "github.com/containerd/containerd/api/services/ttrpc/events/v1"
+	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/ttrpc"
+	"github.com/containerd/typeurl/v2"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/berthd/berth/task"
+)
+
+const (
+	// maxQueue bounds the events that wait for a daemon that is away; the
+	// oldest go first.
+	maxQueue      = 16384
+	forwardTime   = 5 * time.Second
+	minRetryPause = 20 * time.Millisecond
+	maxRetryPause = 5 * time.Second
+)
+
+// publisher sends events to the daemon, one after the other: an event that
+// cannot be sent holds up those behind it, so they never overtake each other.
+type publisher struct {
+	address string // of the daemon's ttrpc socket; empty: nobody wants events
+	log     *slog.Logger
+	wg      sync.WaitGroup
+	wake    chan struct{}
+	stop    chan struct{}
+
+	mu      sync.Mutex
+	queue   []*types.Envelope // guarded by mu
+	dropped int               // guarded by mu
+	drained chan struct{}     // closed when the queue empties, guarded by mu; nil: nobody waits
+}
+
+func newPublisher(address string, log *slog.Logger) *publisher {
+	p := &publisher{
+		address: strings.TrimPrefix(address, "unix://"), log: log,
+		wake: make(chan struct{}, 1), stop: make(chan struct{}),
+	}
+	if p.address != "" {
+		p.wg.Go(p.run)
+	}
+	return p
+}
+
+// Emit implements task.EventSink.
+func (p *publisher) Emit(e task.Event) {
+	if p.address == "" {
+		return
+	}
+	event, err := typeurl.MarshalAnyToProto(eventMessage(e))
+	if err != nil {
+		p.log.Error("encode an event", "topic", e.Kind.Topic(), "error", err)
+		return
+	}
+	p.mu.Lock()
+	if len(p.queue) >= maxQueue {
+		p.queue = p.queue[1:]
+		p.dropped++
+	}
+	p.queue = append(p.queue, &types.Envelope{
+		Timestamp: timestamppb.Now(), Namespace: e.ID.Namespace, Topic: e.Kind.Topic(), Event: event,
+	})
+	p.mu.Unlock()
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (p *publisher) head() *types.Envelope {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.queue) == 0 {
+		p.queue = nil
+		if p.drained != nil {
+			close(p.drained)
+			p.drained = nil
+		}
+		return nil
+	}
+	return p.queue[0]
+}
+
+// sent takes the event off the queue, unless it was dropped meanwhile.
+func (p *publisher) sent(e *types.Envelope) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.queue) > 0 && p.queue[0] == e {
+		p.queue[0] = nil
+		p.queue = p.queue[1:]
+	}
+	if p.dropped > 0 {
+		p.log.Error("events were dropped while the daemon was away", "count", p.dropped)
+		p.dropped = 0
+	}
+}
+
+func (p *publisher) run() {
+	var client *ttrpc.Client
+	defer func() {
+		if client != nil {
+			client.Close()
+		}
+	}()
+	pause := minRetryPause
+	for {
+		e := p.head()
+		if e == nil {
+			select {
+			case <-p.wake:
+				continue
+			case <-p.stop:
+				return
+			}
+		}
+		var err error
+		if client, err = p.forward(client, e); err == nil || refused(err) {
+			if err != nil {
+				p.log.Error("the daemon refuses an event", "topic", e.Topic, "error", err)
+			}
+			p.sent(e)
+			pause = minRetryPause
+			continue
+		}
+		retry := time.NewTimer(pause)
+		select {
+		case <-retry.C:
+		case <-p.stop:
+			retry.Stop()
+			return
+		}
+		pause = min(2*pause, maxRetryPause)
+	}
+}
+
+// refused says that the daemon will not take this event at a later try either.
+func refused(err error) bool {
+	code := status.Code(err)
+	return code == codes.InvalidArgument || code == codes.FailedPrecondition
+}
+
+// forward returns the client to use next: nil after a failure, so that the
+// next try connects anew.
+func (p *publisher) forward(client *ttrpc.Client, e *types.Envelope) (*ttrpc.Client, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), forwardTime)
+	defer cancel()
+	if client == nil {
+		var d net.Dialer
+		conn, err := d.DialContext(ctx, "unix", p.address)
+		if err != nil {
+			return nil, err
+		}
+		client = ttrpc.NewClient(conn)
+	}
+	_, err := eventsAPI.NewTTRPCEventsClient(client).Forward(ctx, &eventsAPI.ForwardRequest{Envelope: e})
+	if err != nil {
+		client.Close()
+		return nil, err
+	}
+	return client, nil
+}
+
+// Close waits until everything is sent, for at most as long as ctx lasts.
+func (p *publisher) Close(ctx context.Context) error {
+	p.mu.Lock()
+	drained := make(chan struct{})
+	if len(p.queue) == 0 || p.address == "" {
+		close(drained)
+	} else {
+		p.drained = drained
+	}
+	p.mu.Unlock()
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+	var err error
+	select {
+	case <-drained:
+	case <-ctx.Done():
+		p.mu.Lock()
+		err = fmt.Errorf("%d events not delivered: %w", len(p.queue), ctx.Err())
+		p.mu.Unlock()
+	}
+	close(p.stop)
+	p.wg.Wait()
+	return err
+}
