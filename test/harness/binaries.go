@@ -1,0 +1,87 @@
+package harness
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"time"
+)
+
+// Binaries are the programs under test and their peers, as absolute paths. Runc
+// is the one in PATH, or what BERTH_TEST_RUNC names.
+type Binaries struct {
+	Berth, Berthd, Shim              string
+	Containerd, Ctr, StockShim, Runc string
+}
+
+// make builds what a kind of daemon needs, once in a test process.
+var (
+	makeBuild = sync.OnceValue(func() error { return runMake("build") })
+	makePeers = sync.OnceValue(func() error { return runMake("peers") })
+)
+
+func runMake(target string) error {
+	root, err := sourceRoot()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "make", "--no-print-directory", target)
+	cmd.Dir = root
+	// The test may run under make: the flags of that one are not for this one.
+	cmd.Env = append(os.Environ(), "MAKEFLAGS=", "MAKELEVEL=")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("make %s: %w\n%s", target, err, out)
+	}
+	return nil
+}
+
+func sourceRoot() (string, error) {
+	_, file, _, ok := runtime.Caller(0)
+	if !ok || !filepath.IsAbs(file) {
+		return "", errors.New("the place of the sources is unknown: do not build these tests with -trimpath")
+	}
+	return filepath.Join(filepath.Dir(file), "..", ".."), nil
+}
+
+// programs returns the programs that a daemon of the kind and its clients
+// need; they are built on first use.
+func programs(kind Kind) (*Binaries, error) {
+	if os.Geteuid() != 0 {
+		return nil, errors.New("these tests make containers: run them as root")
+	}
+	if err := makePeers(); err != nil {
+		return nil, err
+	}
+	if kind == Berth {
+		if err := makeBuild(); err != nil {
+			return nil, err
+		}
+	}
+	root, err := sourceRoot()
+	if err != nil {
+		return nil, err
+	}
+	bin, peers := filepath.Join(root, "bin"), filepath.Join(root, "out", "peers", "bin")
+	b := &Binaries{
+		Berth:      filepath.Join(bin, "berth"),
+		Berthd:     filepath.Join(bin, "berthd"),
+		Shim:       filepath.Join(bin, "containerd-shim-berth-v2"),
+		Containerd: filepath.Join(peers, "containerd"),
+		Ctr:        filepath.Join(peers, "ctr"),
+		StockShim:  filepath.Join(peers, "containerd-shim-runc-v2"),
+		Runc:       os.Getenv("BERTH_TEST_RUNC"),
+	}
+	if b.Runc == "" {
+		if b.Runc, err = exec.LookPath("runc"); err != nil {
+			return nil, fmt.Errorf("runc is not installed, scripts/deps test installs it: %w", err)
+		}
+	}
+	return b, nil
+}
