@@ -376,3 +376,26 @@ func openFiles(t *testing.T) int {
 	}
 	return len(fds)
 }
+
+// Failures can be ordered from outside the root too.
+func TestWhereOrdersComeFrom(t *testing.T) {
+	rule := fault.Rule{Op: "create", Action: fault.Exit, Message: "ordered"}
+	byEnv, byAnnotation := t.TempDir(), t.TempDir()
+	faketest.Order(t, byEnv, rule)
+	faketest.Order(t, byAnnotation, rule)
+
+	b := newBench(t, subjects[0])
+	c := b.newBox(sleeper())
+	spec := faketest.Spec("sleep", "1000")
+	spec.Annotations = map[string]string{fault.DirAnnotation: byAnnotation}
+	faketest.WriteBundle(t, c.bundle, spec)
+	_, err := c.Create(ctx(t), c.args())
+	wantError(t, err, "create", nil, "ordered")
+
+	c = b.newBox(sleeper())
+	c.create()
+	t.Setenv(fault.DirEnv, byEnv)
+	c = b.newBox(sleeper())
+	_, err = c.Create(ctx(t), c.args())
+	wantError(t, err, "create", nil, "ordered")
+}

@@ -5,11 +5,14 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"github.com/berthd/berth/internal/ociruntime"
 	"github.com/containerd/errdefs"
 )
+
+var longAgo = time.Unix(1000000000, 0)
 
 // logging makes a runtime that appends a text to its log, prints another to
 // stderr, and fails.
