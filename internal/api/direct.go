@@ -8,6 +8,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 )
@@ -63,9 +64,27 @@ func (d *Direct) Invoke(ctx context.Context, method string, args, reply any, _ .
 	return copyMessage(reply, answer)
 }
 
-// NewStream refuses streams.
-func (d *Direct) NewStream(_ context.Context, _ *grpc.StreamDesc, method string, _ ...grpc.CallOption) (grpc.ClientStream, error) {
-	return nil, status.Errorf(codes.Unimplemented, "%s is a stream; a direct connection has none", method)
+// NewStream gives a stream that answers Unimplemented to its first read, which
+// is how a gRPC server without the method does it: clients fall back to other
+// calls.
+func (d *Direct) NewStream(ctx context.Context, _ *grpc.StreamDesc, method string, _ ...grpc.CallOption) (grpc.ClientStream, error) {
+	return &noStream{ctx: ctx, method: method}, nil
+}
+
+// noStream is a stream that nobody answers.
+type noStream struct {
+	ctx    context.Context //nolint:containedctx // a stream has to give it back
+	method string
+}
+
+func (s *noStream) Header() (metadata.MD, error) { return nil, nil }
+func (s *noStream) Trailer() metadata.MD         { return nil }
+func (s *noStream) CloseSend() error             { return nil }
+func (s *noStream) Context() context.Context     { return s.ctx }
+func (s *noStream) SendMsg(any) error            { return nil }
+
+func (s *noStream) RecvMsg(any) error {
+	return status.Errorf(codes.Unimplemented, "%s is a stream; a direct connection has none", s.method)
 }
 
 func copyMessage(to, from any) error {

@@ -360,7 +360,11 @@ func TestDirectCalls(t *testing.T) {
 	if _, err := tasks.Start(ctx, &tasksapi.StartRequest{}); status.Code(err) != codes.Canceled {
 		t.Errorf("cancelled call gives %v", err)
 	}
-	if _, err := containersapi.NewContainersClient(b.direct).ListStream(b.ctx(t), &containersapi.ListContainersRequest{}); status.Code(err) != codes.Unimplemented {
+	stream, err := containersapi.NewContainersClient(b.direct).ListStream(b.ctx(t), &containersapi.ListContainersRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); status.Code(err) != codes.Unimplemented {
 		t.Errorf("stream gives %v", err)
 	}
 }
