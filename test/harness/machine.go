@@ -220,3 +220,9 @@ func ignoreNotExist(err error) error {
 	}
 	return err
 }
+
+// Ended says whether a process has ended; its parent may not have reaped it yet.
+func Ended(pid int) bool {
+	_, err := os.Stat("/proc/" + strconv.Itoa(pid))
+	return errors.Is(err, fs.ErrNotExist) || readProc(pid).state == "Z"
+}

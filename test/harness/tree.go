@@ -45,10 +45,7 @@ func (d *Daemon) KillShim(tb testing.TB) int {
 	if err := syscall.Kill(pids[0], syscall.SIGKILL); err != nil {
 		tb.Fatal(err)
 	}
-	Await(tb, 5*time.Second, "end of the killed shim", func() bool {
-		p := readProc(pids[0])
-		return len(p.args) == 0 || p.state == "Z"
-	})
+	Await(tb, 5*time.Second, "end of the killed shim", func() bool { return Ended(pids[0]) })
 	return pids[0]
 }
 

@@ -7,6 +7,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
 	"github.com/berthd/berth/test/harness"
 )
 
@@ -162,36 +166,43 @@ func TestCtrSnapshotsNative(t *testing.T) {
 
 func TestCtrContent(t *testing.T) {
 	harness.Each(t, func(t *testing.T, d *harness.Daemon) {
-		const (
-			text   = "ahoy\n"
-			digest = "sha256:1b0d6b0c2ac5bc8a2c5b4b0f9f4e0d9e0a31cc83a2f3e0d7f1a1d0aa5c7d1f00"
-		)
-		r := d.Exec(t, text, d.Programs.Ctr, "content", "ingest", "--expected-digest", digest, d.ID("wrong"))
-		if r.Code == 0 {
+		const text = "ahoy\n"
+		right, wrong := digest.FromString(text), digest.FromString("other")
+		ingest := func(expected digest.Digest, ref string) harness.Result {
+			return d.Exec(t, text, d.Programs.Ctr, "content", "ingest", "--expected-digest", expected.String(), ref)
+		}
+		if r := ingest(wrong, d.ID("wrong")); r.Code == 0 {
 			t.Error("content with another digest was taken")
 		}
 		// What was written may be gone on with, until somebody throws it away.
-		if err := d.Client(t).ContentStore().Abort(t.Context(), d.ID("wrong")); err != nil {
+		store := d.Client(t).ContentStore()
+		if err := store.Abort(t.Context(), d.ID("wrong")); err != nil {
 			t.Error(err)
 		}
-		if r := d.Exec(t, text, d.Programs.Ctr, "content", "ingest", d.ID("blob")); r.Code != 0 {
-			t.Fatal(r)
+		if r := ingest(right, d.ID("right")); r.Code != 0 {
+			t.Error(r)
 		}
-		blob := ""
-		for line := range strings.Lines(d.MustCtr(t, "content", "ls")) {
-			if fields := strings.Fields(line); len(fields) > 2 && fields[1] == "5B" {
-				blob = fields[0]
-			}
+
+		// Content that nothing refers to may be collected at any time: from
+		// here on something does.
+		kept := content.WithLabels(map[string]string{"containerd.io/gc.root": "yes"})
+		desc := ocispec.Descriptor{Digest: digest.FromString(text + text), Size: int64(2 * len(text))}
+		if err := content.WriteBlob(t.Context(), store, d.ID("kept"), strings.NewReader(text+text), desc, kept); err != nil {
+			t.Fatal(err)
 		}
-		if out := d.MustCtr(t, "content", "get", blob); out != text {
-			t.Errorf("content %s: %q", blob, out)
+		blob := desc.Digest.String()
+		if out := d.MustCtr(t, "content", "get", blob); out != text+text {
+			t.Errorf("content: %q", out)
 		}
 		d.MustCtr(t, "content", "label", blob, "port=north")
+		if out := d.MustCtr(t, "content", "ls", "labels.port==north"); !strings.Contains(out, blob) {
+			t.Errorf("content with the label:\n%s", out)
+		}
+		d.MustCtr(t, "content", "active")
 		d.MustCtr(t, "content", "rm", blob)
 		if r := d.Ctr(t, "content", "get", blob); r.Code == 0 {
 			t.Error("removed content is still there")
 		}
-		d.MustCtr(t, "content", "active")
 	})
 }
 
