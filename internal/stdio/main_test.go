@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -322,34 +323,24 @@ func (k *testKeeper) handOver(t testing.TB, prefix string) map[string]*os.File {
 	return kept
 }
 
-// die ends streams as a kill of their process does: everything is closed,
-// nothing is dropped. The keeper's duplicates and our caller's stay.
-func die(s *Streams) {
-	for _, h := range s.held() {
-		h.from = nil
-	}
-	closeNow(s)
+// mortal is the keeper as one process sees it: what a dead process drops is
+// kept.
+type mortal struct {
+	*testKeeper
+	dead atomic.Bool
 }
 
-func (s *Streams) held() []*heldFile {
-	var all []*heldFile
-	add := func(files ...*heldFile) {
-		for _, h := range files {
-			if h != nil {
-				all = append(all, h)
-			}
-		}
+func (m *mortal) Drop(name string) {
+	if !m.dead.Load() {
+		m.testKeeper.Drop(name)
 	}
-	for _, o := range s.outs {
-		add(o.pipe, o.sink.w)
-	}
-	if s.in != nil {
-		add(s.in.src, s.in.hold, s.in.pipe)
-	}
-	if s.term != nil {
-		add(s.term.master, s.term.sink.w)
-	}
-	return all
+}
+
+// die ends streams as a kill of their process does: everything is closed,
+// nothing is dropped.
+func (m *mortal) die(s *Streams) {
+	m.dead.Store(true)
+	closeNow(s)
 }
 
 func fifoConfig(stdout string) Config { return Config{Stdio: task.Stdio{Stdout: stdout}} }
