@@ -1,0 +1,33 @@
+package engine
+
+import (
+	"context"
+
+	"github.com/berthd/berth/internal/events"
+	"github.com/berthd/berth/internal/supervisor"
+	"github.com/berthd/berth/internal/version"
+)
+
+// openSupervisor makes the runtime that runs containers in shims.
+func openSupervisor(ctx context.Context, cfg Config, exchange *events.Exchange) (runtime, error) {
+	s, err := supervisor.Open(ctx, supervisor.Config{
+		Root:         cfg.Root,
+		State:        cfg.State,
+		Address:      cfg.Address,
+		TTRPCAddress: cfg.ttrpcAddress(),
+		Binary:       cfg.PublishBinary,
+		ShimBinary:   cfg.ShimBinary,
+		OwnRuntimes:  cfg.OwnRuntimes,
+		Sharing:      cfg.Sharing,
+		SocketDir:    cfg.SocketDir,
+		Linger:       cfg.Linger,
+		Debug:        cfg.DebugShims,
+		Version:      version.Get().Version,
+		Publisher:    exchange,
+		Log:          cfg.Log,
+	})
+	if err != nil {
+		return nil, err // and not a nil *Supervisor in a non-nil interface
+	}
+	return s, nil
+}
