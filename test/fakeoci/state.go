@@ -96,48 +96,91 @@ func (r *runtime) status(c *container) string {
 // processStat returns a process's start time. One that has ended and was not
 // reaped is not alive.
 func processStat(pid int) (start string, alive bool) {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return "", false
-	}
-	// The name, in parentheses, may hold anything; field 3 comes after it.
-	end := strings.LastIndexByte(string(data), ')')
-	fields := strings.Fields(string(data[end+1:]))
-	if len(fields) < 20 || fields[0] == "Z" || fields[0] == "X" {
+	fields, alive := statFields(pid)
+	if !alive {
 		return "", false
 	}
 	return fields[19], true
 }
 
+// statFields are those of /proc/pid/stat from the third, the state, on.
+func statFields(pid int) (fields []string, alive bool) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return nil, false
+	}
+	// The name, in parentheses, may hold anything.
+	end := strings.LastIndexByte(string(data), ')')
+	fields = strings.Fields(string(data[end+1:]))
+	if len(fields) < 20 || fields[0] == "Z" || fields[0] == "X" {
+		return nil, false
+	}
+	return fields, true
+}
+
 // markerEnv is in the environment of every process of a container.
 const markerEnv = "FAKEOCI_CONTAINER"
 
-// pids are the live processes of the container.
+// pids are the live processes of the container: those with the marker, and
+// those in a session of one that has it. A process that is just being replaced by
+// exec has no environment for a moment, but it has its session.
 func (r *runtime) pids() ([]int, error) {
 	procs, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, err
 	}
-	mark := markerEnv + "=" + r.dir()
-	pids := []int{}
+	ours := map[string]bool{}
+	if c, err := r.load(); err == nil && r.status(c) != "stopped" {
+		ours[strconv.Itoa(c.Pid)] = true
+	}
+	type process struct {
+		pid     int
+		session string
+		marked  bool
+	}
+	var alive []process
 	for _, p := range procs {
 		pid, err := strconv.Atoi(p.Name())
 		if err != nil {
 			continue
 		}
-		// A process that is gone or that is another user's is none of ours.
-		env, err := os.ReadFile(filepath.Join("/proc", p.Name(), "environ"))
-		if err != nil {
+		fields, ok := statFields(pid)
+		if !ok {
 			continue
 		}
-		for v := range strings.SplitSeq(string(env), "\x00") {
-			if v == mark {
-				pids = append(pids, pid)
-				break
-			}
+		one := process{pid: pid, session: fields[3], marked: r.marked(pid)}
+		if one.marked {
+			ours[one.session] = true
+		}
+		alive = append(alive, one)
+	}
+	// Whatever the markers say, the caller is not the container's.
+	if sid, err := unix.Getsid(0); err == nil {
+		delete(ours, strconv.Itoa(sid))
+	}
+	pids := []int{}
+	for _, p := range alive {
+		if p.marked || ours[p.session] {
+			pids = append(pids, p.pid)
 		}
 	}
 	return pids, nil
+}
+
+// marked says whether a process has the container's marker. One that is gone or
+// another user's has not.
+func (r *runtime) marked(pid int) bool {
+	env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+	if err != nil {
+		return false
+	}
+	mark := markerEnv + "=" + r.dir()
+	for v := range strings.SplitSeq(string(env), "\x00") {
+		if v == mark {
+			return true
+		}
+	}
+	return false
 }
 
 // killAll ends every process of the container and waits until they have
