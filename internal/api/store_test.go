@@ -26,6 +26,7 @@ import (
 	"github.com/containerd/containerd/v2/core/events/exchange"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/defaults"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -45,20 +46,25 @@ type daemon struct {
 	events *exchange.Exchange
 	// ctx has the namespace of the test.
 	ctx context.Context
-	// root is the root directory of the store.
-	root string
+	// root is the root directory of the store, hosts that of registry hosts.
+	root, hosts string
 }
 
 func startDaemon(t *testing.T) *daemon {
 	t.Helper()
+	return startDaemonIn(t, filepath.Join(t.TempDir(), "root"))
+}
+
+func startDaemonIn(t *testing.T, root string) *daemon {
+	t.Helper()
 	dir := t.TempDir()
 	ex := exchange.NewExchange()
-	root := filepath.Join(dir, "root")
 	store, err := storage.Open(t.Context(), storage.Config{Root: root, State: filepath.Join(dir, "state"), Publisher: ex})
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv := grpc.NewServer()
+	hosts := filepath.Join(dir, "certs.d")
+	srv := grpc.NewServer(grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize), grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize))
 	containersapi.RegisterContainersServer(srv, api.NewContainers(store.Containers, ex))
 	contentapi.RegisterContentServer(srv, api.NewContent(store.Content))
 	imagesapi.RegisterImagesServer(srv, api.NewImages(store.Images, store.GC))
@@ -71,7 +77,7 @@ func startDaemon(t *testing.T) *daemon {
 	streamingapi.RegisterStreamingServer(srv, api.NewStreaming(store.Streams))
 	eventsapi.RegisterEventsServer(srv, api.NewEvents(ex))
 	transferapi.RegisterTransferServer(srv, api.NewTransfer(api.TransferConfig{
-		Transferrer: store.Transfer, Streams: store.Streams, HostDir: filepath.Join(dir, "certs.d"),
+		Transferrer: store.Transfer, Streams: store.Streams, HostDir: hosts,
 	}))
 
 	sock := filepath.Join(dir, "sock")
@@ -84,7 +90,8 @@ func startDaemon(t *testing.T) *daemon {
 		defer close(served)
 		_ = srv.Serve(l)
 	}()
-	conn, err := grpc.NewClient("unix://"+sock, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient("unix://"+sock, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(defaults.DefaultMaxRecvMsgSize), grpc.MaxCallSendMsgSize(defaults.DefaultMaxSendMsgSize)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,7 +109,7 @@ func startDaemon(t *testing.T) *daemon {
 	})
 	return &daemon{
 		t: t, Client: client, conn: conn, store: store, events: ex, root: root,
-		ctx: namespaces.WithNamespace(t.Context(), testNamespace),
+		ctx: namespaces.WithNamespace(t.Context(), testNamespace), hosts: hosts,
 	}
 }
 

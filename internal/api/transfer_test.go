@@ -19,8 +19,10 @@ import (
 	"github.com/containerd/containerd/v2/core/transfer/image"
 	"github.com/containerd/containerd/v2/core/transfer/proxy"
 	"github.com/containerd/containerd/v2/core/transfer/registry"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/image-spec/identity"
+	"golang.org/x/sys/unix"
 
 	"github.com/berthd/berth/internal/testimage"
 )
@@ -226,7 +228,7 @@ func TestPullUsesTheDaemonsHosts(t *testing.T) {
 	}
 	reg := testimage.NewRegistry(t)
 	reg.Push("lib/busybox:1", img)
-	hosts := filepath.Join(filepath.Dir(d.root), "certs.d", "mirrored.test")
+	hosts := filepath.Join(d.hosts, "mirrored.test")
 	if err := os.MkdirAll(hosts, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -368,6 +370,39 @@ func TestCancelledImportLeavesNothing(t *testing.T) {
 		ls, err := d.LeasesService().List(d.ctx)
 		return err == nil && len(ls) == 0
 	})
+	d.checkEmpty()
+}
+
+func TestImportOnAFullDisk(t *testing.T) {
+	root := t.TempDir()
+	// Room for the archive's blobs, not for the files in them as well.
+	if err := unix.Mount("tmpfs", root, "tmpfs", 0, "size=2560k"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		// Detach: the content store leaves a descriptor of a probe to the Go
+		// runtime's garbage collector.
+		if err := unix.Unmount(root, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	d := startDaemonIn(t, root)
+	path := testimage.Archive(t, testRef, testimage.Config{})
+	err := d.importArchive(d.ctx, path)
+	checkError(t, err, "no space left on device")
+	if !errdefs.IsResourceExhausted(err) {
+		t.Errorf("error %v, want ResourceExhausted", err)
+	}
+
+	// A database needs room to forget as well: with some, the same import
+	// works, and the removal takes along what the failed one left.
+	if err := unix.Mount("tmpfs", root, "tmpfs", unix.MS_REMOUNT, "size=32m"); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.importArchive(d.ctx, path); err != nil {
+		t.Fatal(err)
+	}
+	d.removeImage(testRef)
 	d.checkEmpty()
 }
 

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 )
@@ -192,5 +193,50 @@ func TestNamespacesUpdateIsAllOrNothing(t *testing.T) {
 	}
 	if err := s.Namespaces.Delete(ctx, "a"); !errdefs.IsNotFound(err) {
 		t.Errorf("second delete: %v, want NotFound", err)
+	}
+}
+
+// What was stored is there after a restart, what a crash left over is not.
+func TestReopen(t *testing.T) {
+	root := filepath.Join(t.TempDir(), "root")
+	ctx := testContext(t)
+	s := openStore(t, Config{Root: root})
+	if _, err := s.Leases.Create(ctx, leases.WithID("l")); err != nil {
+		t.Fatal(err)
+	}
+	sn, err := s.Snapshotter("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := sn.Prepare(leases.WithLease(ctx, "l"), "kept", ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// The database removes a snapshot first, its directory later: a kill in
+	// between leaves the directory.
+	dirs := filepath.Join(root, "io.containerd.snapshotter.v1.overlayfs", "snapshots")
+	orphan := filepath.Join(dirs, "4711")
+	if err := os.MkdirAll(filepath.Join(orphan, "fs"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+
+	s = openStore(t, Config{Root: root})
+	sn, err = s.Snapshotter("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := sn.Stat(ctx, "kept"); err != nil {
+		t.Error(err)
+	}
+	if _, err := s.GC.ScheduleAndWait(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(orphan); !os.IsNotExist(err) {
+		t.Errorf("%s: %v, want no such directory", orphan, err)
+	}
+	if left, err := os.ReadDir(dirs); err != nil || len(left) != 1 {
+		t.Errorf("directories %v %v, want that of the snapshot", left, err)
 	}
 }
