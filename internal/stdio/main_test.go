@@ -142,6 +142,8 @@ func openClient(t testing.TB, path string, flags int) *os.File {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { f.Close() })
+	// A read that never ends is a failure. Regular files have no deadline.
+	_ = f.SetDeadline(time.Now().Add(patience))
 	return f
 }
 
