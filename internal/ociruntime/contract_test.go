@@ -198,6 +198,16 @@ func checkPause(t *testing.T, b *bench) {
 	if got := c.status(); got != "running" {
 		t.Errorf("status after resume is %q", got)
 	}
+	paused := b.running()
+	if err := paused.Pause(ctx(t), paused.id); err != nil {
+		t.Fatal(err)
+	}
+	if err := paused.Delete(ctx(t), paused.id, true); err != nil {
+		t.Errorf("forced delete of a paused container: %v", err)
+	}
+	if got := reap(t, paused.pid); got != 128+9 {
+		t.Errorf("exit status is %d", got)
+	}
 	stopped := b.stopped()
 	wantError(t, stopped.Pause(ctx(t), stopped.id), "pause", errdefs.ErrFailedPrecondition, "not running")
 }
