@@ -16,8 +16,8 @@ import (
 const (
 	DefaultRoot  = "/var/lib/berth"
 	DefaultState = "/run/berth"
-	// socketName is the API's socket in the state directory.
-	socketName = "berth.sock"
+	// SocketName is the API's socket in the state directory.
+	SocketName = "berth.sock"
 )
 
 // GCConfig is when garbage is collected.
@@ -104,7 +104,7 @@ func (c Config) complete() (Config, error) {
 		return c, fmt.Errorf("root and state are the same directory %s: %w", c.Root, errdefs.ErrInvalidArgument)
 	}
 	if c.Address == "" {
-		c.Address = filepath.Join(c.State, socketName)
+		c.Address = filepath.Join(c.State, SocketName)
 	}
 	if c.SocketUID == 0 {
 		c.SocketUID = os.Geteuid()

@@ -1,0 +1,267 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/pelletier/go-toml/v2"
+	"github.com/urfave/cli/v3"
+
+	"github.com/berthd/berth/engine"
+)
+
+const (
+	defaultConfigFile = "/etc/berth/berthd.toml"
+	// maxConfigSize is far more than a configuration has.
+	maxConfigSize = 1 << 20
+)
+
+// config is the configuration file. Its comments go into "config default".
+type config struct {
+	Root        string            `toml:"root" comment:"Images, snapshots and records; survives a reboot."`
+	State       string            `toml:"state" comment:"Bundles and sockets; does not."`
+	GRPC        grpcConfig        `toml:"grpc" comment:"The API's socket. Shims send events to the same path with \".ttrpc\" after it."`
+	Log         logConfig         `toml:"log"`
+	Shim        shimConfig        `toml:"shim" comment:"Berth's shim, which keeps containers."`
+	Snapshotter snapshotterConfig `toml:"snapshotter"`
+	Transfer    transferConfig    `toml:"transfer" comment:"Pulls, pushes and imports."`
+	GC          gcConfig          `toml:"gc" comment:"When what nobody refers to any more is removed."`
+	Events      eventsConfig      `toml:"events"`
+	Debug       debugConfig       `toml:"debug"`
+}
+
+type grpcConfig struct {
+	Address string `toml:"address" comment:"Empty for \"berth.sock\" in the state directory."`
+	UID     int    `toml:"uid" comment:"Owner of the socket, which has mode 0660."`
+	GID     int    `toml:"gid"`
+}
+
+type logConfig struct {
+	Level  string `toml:"level" comment:"debug, info, warn, error"`
+	Format string `toml:"format" comment:"text, json"`
+}
+
+type shimConfig struct {
+	Binary    string   `toml:"binary" comment:"Empty for the one beside berthd, else from PATH."`
+	Runtimes  []string `toml:"runtimes" comment:"Names of runtimes that mean this shim. Other names mean other makers' shims."`
+	Sharing   string   `toml:"sharing" comment:"One shim process for a \"namespace\" or for a \"container\"."`
+	Linger    duration `toml:"linger" comment:"How long a shim stays when its last container is gone; \"0s\" leaves it to the shim."`
+	SocketDir string   `toml:"socket_dir" comment:"Empty for \"s\" in the state directory, or /run/berth/s where that path is too long."`
+	Debug     bool     `toml:"debug" comment:"Make shims log more."`
+}
+
+type snapshotterConfig struct {
+	Default string `toml:"default" comment:"overlayfs, native; empty for overlayfs where it works."`
+}
+
+type transferConfig struct {
+	HostsDir     string `toml:"hosts_dir" comment:"Configuration of registry hosts, a directory for each; it need not exist."`
+	MaxDownloads int    `toml:"max_concurrent_downloads" comment:"Layers at once, over all pulls."`
+	MaxUploads   int    `toml:"max_concurrent_uploads" comment:"Layers at once, over all pushes."`
+	MaxUnpacks   int    `toml:"max_concurrent_unpacks" comment:"Layers extracted at once; 0 for the number of CPUs, at most 4."`
+}
+
+type gcConfig struct {
+	PauseThreshold    float64  `toml:"pause_threshold" comment:"Share of time in which a collection may stop changes; 0 for 0.02."`
+	DeletionThreshold int      `toml:"deletion_threshold" comment:"Collect at once after so many deletions; 0 lets them wait for their turn."`
+	MutationThreshold int      `toml:"mutation_threshold" comment:"Collect after so many changes even if nothing was deleted; 0 for 100, -1 for never."`
+	ScheduleDelay     duration `toml:"schedule_delay" comment:"From a request to the collection."`
+	StartupDelay      duration `toml:"startup_delay" comment:"From the start to the first collection; \"0s\" for 100ms."`
+}
+
+type eventsConfig struct {
+	Queue int `toml:"queue" comment:"Events that may wait for a subscriber before it is cut off."`
+}
+
+type debugConfig struct {
+	Address string `toml:"address" comment:"Serve Go's pprof on this unix socket, for root only; empty for nowhere."`
+}
+
+// duration is written as "1m30s".
+type duration time.Duration
+
+func (d duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+func (d *duration) UnmarshalText(text []byte) error {
+	v, err := time.ParseDuration(string(text))
+	if err != nil || v < 0 {
+		return fmt.Errorf("%q is not a duration such as \"10s\"", text)
+	}
+	*d = duration(v)
+	return nil
+}
+
+func defaultConfig() *config {
+	return &config{
+		Root:  engine.DefaultRoot,
+		State: engine.DefaultState,
+		Log:   logConfig{Level: "info", Format: "text"},
+		Shim: shimConfig{
+			Runtimes: []string{"io.containerd.berth.v2", "io.containerd.runc.v2"},
+			Sharing:  "namespace",
+		},
+		Transfer: transferConfig{HostsDir: "/etc/containerd/certs.d", MaxDownloads: 3, MaxUploads: 3},
+		GC: gcConfig{
+			PauseThreshold: 0.02, MutationThreshold: 100, StartupDelay: duration(100 * time.Millisecond),
+		},
+		Events: eventsConfig{Queue: 16384},
+	}
+}
+
+// effectiveConfig is the default, under the file, under the flags.
+func effectiveConfig(c *cli.Command) (*config, error) {
+	cfg := defaultConfig()
+	path, required := defaultConfigFile, false
+	if c.IsSet("config") {
+		path, required = c.String("config"), true
+	}
+	if err := cfg.read(path, required); err != nil {
+		return nil, err
+	}
+	for name, field := range map[string]*string{
+		"root": &cfg.Root, "state": &cfg.State, "address": &cfg.GRPC.Address,
+		"log-level": &cfg.Log.Level, "log-format": &cfg.Log.Format,
+	} {
+		if c.IsSet(name) {
+			*field = c.String(name)
+		}
+	}
+	return cfg, cfg.complete()
+}
+
+// read takes a file over the defaults.
+func (c *config) read(path string, required bool) error {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) && !required {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("config: %w", err)
+	}
+	defer func() { _ = f.Close() }() // read only
+	data, err := io.ReadAll(io.LimitReader(f, maxConfigSize+1))
+	if err != nil {
+		return fmt.Errorf("config %s: %w", path, err)
+	}
+	if len(data) > maxConfigSize {
+		return fmt.Errorf("config %s: larger than %d bytes", path, maxConfigSize)
+	}
+	return c.parse(path, data)
+}
+
+func (c *config) parse(path string, data []byte) error {
+	err := toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields().Decode(c)
+	var unknown *toml.StrictMissingError
+	var syntax *toml.DecodeError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &unknown) && len(unknown.Errors) > 0:
+		e := unknown.Errors[0]
+		line, column := e.Position()
+		return fmt.Errorf("config %s:%d:%d: unknown key %q (berthd config default lists the keys)", path, line, column, strings.Join(e.Key(), "."))
+	case errors.As(err, &syntax):
+		line, column := syntax.Position()
+		return fmt.Errorf("config %s:%d:%d: %s", path, line, column, strings.TrimPrefix(syntax.Error(), "toml: "))
+	default:
+		return fmt.Errorf("config %s: %w", path, err)
+	}
+}
+
+// complete makes paths absolute and refuses values that berthd would trip over
+// later.
+func (c *config) complete() error {
+	for name, path := range map[string]*string{
+		"root": &c.Root, "state": &c.State, "grpc.address": &c.GRPC.Address, "shim.binary": &c.Shim.Binary,
+		"shim.socket_dir": &c.Shim.SocketDir, "debug.address": &c.Debug.Address,
+	} {
+		if *path == "" {
+			continue
+		}
+		abs, err := filepath.Abs(*path)
+		if err != nil {
+			return fmt.Errorf("config: %s %q: %w", name, *path, err)
+		}
+		*path = abs
+	}
+	if _, err := parseLevel(c.Log.Level); err != nil {
+		return fmt.Errorf("config: log.level %q: want debug, info, warn or error", c.Log.Level)
+	}
+	if c.Log.Format != "text" && c.Log.Format != "json" {
+		return fmt.Errorf("config: log.format %q: want text or json", c.Log.Format)
+	}
+	if c.Shim.Sharing != "namespace" && c.Shim.Sharing != "container" {
+		return fmt.Errorf("config: shim.sharing %q: want namespace or container", c.Shim.Sharing)
+	}
+	for name, value := range map[string]int{
+		"transfer.max_concurrent_downloads": c.Transfer.MaxDownloads, "transfer.max_concurrent_uploads": c.Transfer.MaxUploads,
+		"transfer.max_concurrent_unpacks": c.Transfer.MaxUnpacks, "events.queue": c.Events.Queue,
+		"gc.deletion_threshold": c.GC.DeletionThreshold, "grpc.uid": c.GRPC.UID, "grpc.gid": c.GRPC.GID,
+	} {
+		if value < 0 {
+			return fmt.Errorf("config: %s %d: want 0 or more", name, value)
+		}
+	}
+	return nil
+}
+
+// address is the API's socket.
+func (c *config) address() string {
+	if c.GRPC.Address != "" {
+		return c.GRPC.Address
+	}
+	return filepath.Join(c.State, engine.SocketName)
+}
+
+func parseLevel(s string) (level slog.Level, err error) {
+	switch s {
+	case "debug", "info", "warn", "error":
+		err = level.UnmarshalText([]byte(s))
+		return level, err
+	}
+	return level, fmt.Errorf("unknown level %q", s)
+}
+
+// write prints the configuration as a file that read takes.
+func (c *config) write(w io.Writer) error {
+	enc := toml.NewEncoder(w)
+	enc.SetIndentTables(false)
+	return enc.Encode(c)
+}
+
+// engineConfig is what the engine gets of it.
+func (c *config) engineConfig(log *slog.Logger) engine.Config {
+	return engine.Config{
+		Root:                   c.Root,
+		State:                  c.State,
+		Address:                c.GRPC.Address,
+		ShimBinary:             c.Shim.Binary,
+		OwnRuntimes:            c.Shim.Runtimes,
+		Sharing:                c.Shim.Sharing,
+		Linger:                 time.Duration(c.Shim.Linger),
+		SocketDir:              c.Shim.SocketDir,
+		DebugShims:             c.Shim.Debug,
+		Snapshotter:            c.Snapshotter.Default,
+		HostDir:                c.Transfer.HostsDir,
+		MaxConcurrentDownloads: c.Transfer.MaxDownloads,
+		MaxConcurrentUploads:   c.Transfer.MaxUploads,
+		MaxConcurrentUnpacks:   c.Transfer.MaxUnpacks,
+		GC: engine.GCConfig{
+			PauseThreshold:    c.GC.PauseThreshold,
+			DeletionThreshold: c.GC.DeletionThreshold,
+			MutationThreshold: c.GC.MutationThreshold,
+			ScheduleDelay:     time.Duration(c.GC.ScheduleDelay),
+			StartupDelay:      time.Duration(c.GC.StartupDelay),
+		},
+		EventQueue: c.Events.Queue,
+		Log:        log,
+	}
+}

@@ -1,0 +1,113 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/berthd/berth/engine"
+	"github.com/berthd/berth/internal/version"
+)
+
+// stopTimeout bounds the stop: calls in progress get that long.
+const stopTimeout = 10 * time.Second
+
+// serve runs the daemon until a signal stops it.
+//
+// The order is: signals, so that a stop is heard at any time; the engine, which
+// locks root and state; the socket; then word to systemd. Tasks of before are
+// taken up in the background meanwhile.
+func serve(ctx context.Context, cfg *config) (err error) {
+	log, err := newLog(os.Stderr, cfg.Log)
+	if err != nil {
+		return usageError{err}
+	}
+	systemd, err := newNotifier()
+	if err != nil {
+		return err
+	}
+	signals := listenForSignals(log)
+	defer signals.close()
+
+	e, err := engine.Open(ctx, cfg.engineConfig(log))
+	if err != nil {
+		return err
+	}
+	var served <-chan error
+	defer func() {
+		err = errors.Join(err, closeEngine(e))
+		if served != nil {
+			err = errors.Join(err, <-served)
+		}
+	}()
+	pidFile, err := writePidFile(cfg.State)
+	if err != nil {
+		return err
+	}
+	// Before the engine lets go of the directory: a successor writes its own.
+	defer func() { err = errors.Join(err, os.Remove(pidFile)) }()
+	debug, err := serveDebug(cfg.Debug.Address)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, debug.close()) }()
+
+	listener, err := e.Listen(cfg.GRPC.UID, cfg.GRPC.GID)
+	if err != nil {
+		return err
+	}
+	served = serveAPI(e, listener)
+	built := version.Get()
+	log.Info("berthd serves", slog.String("address", e.Address()), slog.String("root", cfg.Root), slog.String("state", cfg.State),
+		slog.String("version", built.Version), slog.String("revision", built.Revision), slog.Int("pid", os.Getpid()))
+	if err := systemd.tell("READY=1"); err != nil {
+		log.Warn("systemd does not hear that berthd is ready", slog.Any("error", err))
+	}
+
+	select {
+	case err = <-served:
+		return fmt.Errorf("the API's socket is not served any more: %w", err)
+	case sig := <-signals.stop:
+		log.Info("berthd stops; containers go on", slog.String("signal", sig.String()))
+	}
+	if err := systemd.tell("STOPPING=1"); err != nil {
+		log.Warn("systemd does not hear that berthd stops", slog.Any("error", err))
+	}
+	return nil
+}
+
+// serveAPI serves until the engine is closed; then it sends the outcome and
+// closes the channel.
+func serveAPI(e *engine.Engine, l net.Listener) <-chan error {
+	served := make(chan error, 1)
+	go func() {
+		defer close(served)
+		served <- e.Serve(l)
+	}()
+	return served
+}
+
+func closeEngine(e *engine.Engine) error {
+	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+	defer cancel()
+	return e.Close(ctx)
+}
+
+// writePidFile writes the pid for scripts; the daemon itself does not rely on
+// it. The state directory is ours by then.
+func writePidFile(state string) (string, error) {
+	path := filepath.Join(state, "berthd.pid")
+	if err := os.WriteFile(path+".new", []byte(strconv.Itoa(os.Getpid())+"\n"), 0o644); err != nil {
+		return "", fmt.Errorf("write pid file: %w", err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		return "", fmt.Errorf("write pid file: %w", err)
+	}
+	return path, nil
+}
