@@ -1,0 +1,220 @@
+// Package cli is the command `berth`: one file a verb. A verb parses its flags,
+// calls the daemon through containerd's client, and returns an error or prints
+// a result. Nothing but App.Run decides about exit codes and error texts.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"time"
+
+	"github.com/containerd/log"
+	"github.com/urfave/cli/v3"
+	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/internal/version"
+)
+
+// App is one run of the command.
+type App struct {
+	// Stdin, Stdout and Stderr are the user's; they stay the caller's.
+	Stdin, Stdout, Stderr *os.File
+
+	// signals has what arrived for this process since Run began.
+	signals chan os.Signal
+	// watching is closed when catchSignals's goroutine, the first reader of
+	// signals, has ended: closing takeover makes it.
+	takeover, watching chan struct{}
+}
+
+// global are the flags that stand before the verb.
+type global struct {
+	address        string
+	addressGiven   bool
+	namespace      string
+	debug          bool
+	timeout        time.Duration
+	connectTimeout time.Duration
+}
+
+// errInterrupted is the cause of a context that a signal cancelled.
+var errInterrupted = errors.New("interrupted")
+
+// Run runs the command line args, args[0] being the program's name, and
+// returns the exit code. It prints what is to be printed.
+func (a *App) Run(ctx context.Context, args []string) int {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stop := a.catchSignals(ctx, cancel)
+	defer stop()
+	// The libraries' own warnings are no answer to a user's command.
+	log.L.Logger.SetOutput(io.Discard)
+
+	root := a.root()
+	err := root.Run(ctx, args)
+	if err != nil && errors.Is(context.Cause(ctx), errInterrupted) {
+		err = &exitError{code: 130, err: errInterrupted}
+	}
+	return a.report(verbOf(args, root), err)
+}
+
+// caught are the signals that ask a foreground program for something. Job
+// control (TSTP, TTIN, CONT) keeps its default: it suspends this command, not
+// the container.
+func caught() []os.Signal {
+	list := []os.Signal{
+		unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2,
+		unix.SIGALRM, unix.SIGPWR, unix.SIGIO, unix.SIGWINCH,
+		// A broken pipe is an error of the write, not the end of this process:
+		// there may be a container to look after.
+		unix.SIGPIPE,
+	}
+	for s := unix.Signal(34); s <= 64; s++ {
+		list = append(list, s)
+	}
+	return list
+}
+
+// catchSignals cancels the context with the first signal that asks to end,
+// until a verb calls takeSignals.
+func (a *App) catchSignals(ctx context.Context, cancel context.CancelCauseFunc) (stop func()) {
+	a.signals = make(chan os.Signal, 64)
+	a.takeover = make(chan struct{})
+	a.watching = make(chan struct{})
+	signal.Notify(a.signals, caught()...)
+	go func() {
+		defer close(a.watching)
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-a.takeover:
+				return
+			case s := <-a.signals:
+				switch s {
+				case unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT:
+					cancel(errInterrupted)
+				}
+			}
+		}
+	}()
+	return func() {
+		signal.Stop(a.signals)
+		cancel(nil)
+		<-a.watching
+	}
+}
+
+// takeSignals gives the caller the signals that would have ended the command.
+// It may be called once.
+func (a *App) takeSignals() <-chan os.Signal {
+	close(a.takeover)
+	<-a.watching
+	return a.signals
+}
+
+// root is the command tree.
+func (a *App) root() *cli.Command {
+	root := &cli.Command{
+		Name:                  "berth",
+		Usage:                 "run and manage containers",
+		UsageText:             "berth [global flags] VERB [flags] [arguments]",
+		Version:               version.Get().String(),
+		EnableShellCompletion: true,
+		Suggest:               true,
+		HideHelpCommand:       true,
+		Writer:                a.Stdout,
+		ErrWriter:             a.Stderr,
+		Description: `Examples:
+  berth import image.tar                   load an image from a tar archive
+  berth pull docker.io/library/alpine      fetch one from a registry
+  berth run --rm -it alpine sh             a shell in a new container
+  berth run -d --name web alpine httpd -f  a container in the background
+  berth logs -f web                        what it prints
+  berth exec -it web sh                    a shell beside it
+  berth stop web && berth rm web           end it and take it away
+
+The daemon berthd is started by itself where nothing listens on the default
+address. "berth completion bash" prints a completion script (also zsh, fish).`,
+		Flags: []cli.Flag{
+			&cli.StringFlag{
+				Name: "address", Aliases: []string{"a"}, Local: true, Value: defaultAddress,
+				Sources: cli.EnvVars("CONTAINERD_ADDRESS"), Usage: "the daemon's `SOCKET`",
+			},
+			&cli.StringFlag{
+				Name: "namespace", Aliases: []string{"n"}, Local: true, Value: "default",
+				Sources: cli.EnvVars("CONTAINERD_NAMESPACE"), Usage: "the `NAMESPACE` of containers and images",
+			},
+			&cli.BoolFlag{Name: "debug", Local: true, Usage: "say more on standard error"},
+			&cli.DurationFlag{Name: "timeout", Local: true, Usage: "give up after this `TIME` (0: never)"},
+			&cli.DurationFlag{Name: "connect-timeout", Local: true, Value: 10 * time.Second, Usage: "wait this `TIME` for the daemon"},
+		},
+		Commands: []*cli.Command{
+			a.runCommand(), a.createCommand(), a.startCommand(), a.execCommand(),
+			a.psCommand(), a.logsCommand(), a.waitCommand(), a.inspectCommand(),
+			a.killCommand(), a.stopCommand(), a.pauseCommand(), a.unpauseCommand(), a.rmCommand(),
+			a.pullCommand(), a.importCommand(), a.exportCommand(), a.imagesCommand(), a.imageCommand(),
+			a.tagCommand(), a.rmiCommand(),
+			a.eventsCommand(), a.infoCommand(), a.versionCommand(),
+		},
+		ExitErrHandler: func(context.Context, *cli.Command, error) {},
+		Action: func(_ context.Context, cmd *cli.Command) error {
+			if cmd.Args().Present() {
+				return usageError("unknown command %q (see berth --help)", cmd.Args().First())
+			}
+			return cli.ShowRootCommandHelp(cmd)
+		},
+	}
+	quiet(root)
+	return root
+}
+
+// quiet sets, on every command, what the library does not inherit: errors are
+// returned and not printed with a page of help, and lists are never split at
+// commas.
+func quiet(cmd *cli.Command) {
+	cmd.DisableSliceFlagSeparator = true
+	cmd.OnUsageError = func(_ context.Context, cmd *cli.Command, err error, _ bool) error {
+		return usageError("%w (see %s --help)", err, cmd.FullName())
+	}
+	for _, sub := range cmd.Commands {
+		quiet(sub)
+	}
+}
+
+func globals(cmd *cli.Command) global {
+	root := cmd.Root()
+	return global{
+		address:        root.String("address"),
+		addressGiven:   root.IsSet("address"),
+		namespace:      root.String("namespace"),
+		debug:          root.Bool("debug"),
+		timeout:        root.Duration("timeout"),
+		connectTimeout: root.Duration("connect-timeout"),
+	}
+}
+
+// verbOf finds the verb in a command line, for error messages.
+func verbOf(args []string, root *cli.Command) string {
+	for _, arg := range args[min(1, len(args)):] {
+		for _, c := range root.Commands {
+			if c.HasName(arg) {
+				return c.Name
+			}
+		}
+	}
+	return ""
+}
+
+// printf writes a line of a result. A write that fails (a closed pipe) is not
+// the command's failure.
+func (a *App) printf(format string, args ...any) { fmt.Fprintf(a.Stdout, format, args...) }
+
+// warnf writes a line to standard error.
+func (a *App) warnf(format string, args ...any) {
+	fmt.Fprintf(a.Stderr, "berth: "+format+"\n", args...)
+}

@@ -1,0 +1,167 @@
+// Package attach is the client's side of a container's standard streams: FIFOs
+// that the shim opens at its end, and the copying between them and the user's
+// terminal, files or pipes.
+package attach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// pipeSize is asked for the FIFOs of the outputs; the default of 64 KiB makes
+// a fast writer wait more often than needed.
+const pipeSize = 256 << 10
+
+// Config says what to attach.
+type Config struct {
+	// Parent is the directory that gets a directory of FIFOs; it is made, for
+	// the owner alone, where it is missing.
+	Parent string
+	// ID is the id of the process: the container's or the exec's.
+	ID string
+	// Terminal: one stream for both outputs; Stderr is not used.
+	Terminal bool
+	// Stdin, Stdout and Stderr are the user's ends, nil for a stream that is
+	// not attached. They stay the caller's.
+	Stdin, Stdout, Stderr *os.File
+}
+
+// IO is one attached process. The order of calls is New, Start once the
+// process runs, Drain when it has ended, Close.
+type IO struct {
+	cfg    Config
+	dir    string
+	stdin  *os.File // O_RDWR until Start, then the write end
+	pumps  []*pump
+	broken chan struct{}
+	once   sync.Once // closes broken
+}
+
+// New makes the FIFOs. Nothing of them is left after Close, or on an error.
+func New(cfg Config) (_ *IO, err error) {
+	if err := os.MkdirAll(cfg.Parent, 0o700); err != nil {
+		return nil, fmt.Errorf("directory for the streams: %w", err)
+	}
+	dir, err := os.MkdirTemp(cfg.Parent, "")
+	if err != nil {
+		return nil, fmt.Errorf("directory for the streams: %w", err)
+	}
+	io := &IO{cfg: cfg, dir: dir, broken: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			io.Close()
+		}
+	}()
+	if cfg.Stdin != nil {
+		// Read and write: the open of one end would wait for the other.
+		if io.stdin, err = mkfifo(io.path("stdin")); err != nil {
+			return nil, err
+		}
+	}
+	for _, out := range []struct {
+		name string
+		dst  *os.File
+	}{{"stdout", cfg.Stdout}, {"stderr", cfg.Stderr}} {
+		if out.dst == nil || cfg.Terminal && out.name == "stderr" {
+			continue
+		}
+		p, err := newPump(io.path(out.name), out.dst)
+		if err != nil {
+			return nil, err
+		}
+		io.pumps = append(io.pumps, p)
+	}
+	return io, nil
+}
+
+func (io *IO) path(stream string) string {
+	return filepath.Join(io.dir, io.cfg.ID+"-"+stream)
+}
+
+// Paths are the FIFOs to name in a request, empty for streams not attached.
+func (io *IO) Paths() (stdin, stdout, stderr string) {
+	if io.cfg.Stdin != nil {
+		stdin = io.path("stdin")
+	}
+	if io.cfg.Stdout != nil {
+		stdout = io.path("stdout")
+	}
+	if io.cfg.Stderr != nil && !io.cfg.Terminal {
+		stderr = io.path("stderr")
+	}
+	return stdin, stdout, stderr
+}
+
+// mkfifo makes a FIFO and opens it for reading and writing, which no FIFO
+// makes wait.
+func mkfifo(name string) (*os.File, error) {
+	if err := unix.Mkfifo(name, 0o600); err != nil {
+		return nil, &os.PathError{Op: "mkfifo", Path: name, Err: err}
+	}
+	return os.OpenFile(name, os.O_RDWR|unix.O_NONBLOCK, 0)
+}
+
+// Start begins to copy. The shim has opened its ends by now, so that its
+// leaving is seen as the end of the streams. closeStdin is called when the
+// user's input has ended; it tells the shim.
+func (io *IO) Start(closeStdin func()) error {
+	for _, p := range io.pumps {
+		p.start(io.breakOff)
+	}
+	if io.stdin == nil {
+		return nil
+	}
+	w, err := os.OpenFile(io.path("stdin"), os.O_WRONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return fmt.Errorf("standard input: %w", err)
+	}
+	io.stdin.Close()
+	io.stdin = w
+	// Nobody waits for this goroutine: a read of the user's terminal or pipe
+	// cannot be interrupted, and what it holds ends with the program.
+	go func() {
+		copyAll(w, io.cfg.Stdin)
+		w.Close()
+		closeStdin()
+	}()
+	return nil
+}
+
+func (io *IO) breakOff() { io.once.Do(func() { close(io.broken) }) }
+
+// Broken is closed when the user's end of standard output is gone (EPIPE);
+// from then on output is dropped.
+func (io *IO) Broken() <-chan struct{} { return io.broken }
+
+// Drain waits for the end of the outputs and says whether it came. It gives up
+// when nothing has come for the time quiet: a child in the background may hold
+// the streams for ever. A reader that is slow is waited for.
+func (io *IO) Drain(ctx context.Context, quiet time.Duration) bool {
+	all := true
+	for _, p := range io.pumps {
+		all = p.drain(ctx, quiet) && all
+	}
+	return all
+}
+
+// Close ends the copying of outputs and removes the FIFOs.
+func (io *IO) Close() error {
+	var errs []error
+	for _, p := range io.pumps {
+		p.close()
+	}
+	if io.stdin != nil {
+		io.stdin.Close()
+	}
+	if err := os.RemoveAll(io.dir); err != nil {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,131 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/containerd/v2/core/transfer/archive"
+	"github.com/containerd/containerd/v2/core/transfer/image"
+	"github.com/containerd/platforms"
+	"github.com/urfave/cli/v3"
+
+	"github.com/berthd/berth/internal/cli/attach"
+)
+
+func (a *App) exportCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "export",
+		Aliases:   []string{"save"},
+		Usage:     "write images to a tar archive",
+		ArgsUsage: "IMAGE…",
+		Category:  "Images",
+		Description: `The archive is an OCI layout that docker load takes too. Examples:
+  berth export -o alpine.tar alpine
+  berth export alpine | ssh host berth import`,
+		Flags: []cli.Flag{
+			str("output", "write to a `FILE` instead of standard output", "o"),
+			str("platform", "write for a `PLATFORM`, e.g. linux/arm64"),
+			yes("all-platforms", "write what is here for every platform"),
+		},
+		UseShortOptionHandling: true,
+		Action: func(ctx context.Context, cmd *cli.Command) error {
+			if !cmd.Args().Present() {
+				return usageError("an image is missing (berth export IMAGE)")
+			}
+			name := cmd.String("output")
+			if (name == "" || name == "-") && attach.IsTerminal(a.Stdout) {
+				return usageError("an archive is not for a terminal (use -o FILE, or a pipe)")
+			}
+			opts, err := exportOptions(cmd)
+			if err != nil {
+				return err
+			}
+			return a.with(ctx, cmd, func(ctx context.Context, s *session) error {
+				return s.export(ctx, cmd.Args().Slice(), name, opts)
+			})
+		},
+	}
+}
+
+func exportOptions(cmd *cli.Command) ([]archive.ExportOpt, error) {
+	if cmd.Bool("all-platforms") {
+		if cmd.String("platform") != "" {
+			return nil, usageError("--platform and --all-platforms exclude each other")
+		}
+		return []archive.ExportOpt{archive.WithAllPlatforms}, nil
+	}
+	p := platforms.DefaultSpec()
+	if s := cmd.String("platform"); s != "" {
+		var err error
+		if p, err = platforms.Parse(s); err != nil {
+			return nil, fmt.Errorf("platform %q: %w (use os/arch[/variant])", s, err)
+		}
+	}
+	return []archive.ExportOpt{archive.WithPlatform(p)}, nil
+}
+
+// export writes to a file that appears when it is complete.
+func (s *session) export(ctx context.Context, names []string, file string, opts []archive.ExportOpt) (err error) {
+	var refs []image.StoreOpt
+	for _, name := range names {
+		img, err := s.findImage(ctx, name)
+		if err != nil {
+			return err
+		}
+		refs = append(refs, image.WithExtraReference(img.Name))
+	}
+	out := s.Stdout
+	if file != "" && file != "-" {
+		if out, err = os.CreateTemp(filepath.Dir(file), "."+filepath.Base(file)+".*"); err != nil {
+			return fmt.Errorf("archive: %w", err)
+		}
+		defer func() {
+			err = errors.Join(err, out.Close())
+			if err == nil {
+				err = os.Rename(out.Name(), file)
+			}
+			if err != nil {
+				_ = os.Remove(out.Name())
+			}
+		}()
+		if err := out.Chmod(0o644); err != nil {
+			return fmt.Errorf("archive: %w", err)
+		}
+	}
+	// The stream writes in the background; its Close says that all is written.
+	w := &notifyClose{Writer: out, closed: make(chan struct{})}
+	if err := s.client.Transfer(ctx, image.NewStore("", refs...), archive.NewImageExportStream(w, "", opts...)); err != nil {
+		return fmt.Errorf("export: %w", err)
+	}
+	select {
+	case <-w.closed:
+		return w.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// notifyClose keeps the writer open and says when it would be closed, and
+// which error a write had. One goroutine writes and closes.
+type notifyClose struct {
+	io.Writer
+	err    error // read after closed
+	closed chan struct{}
+}
+
+func (w *notifyClose) Write(p []byte) (int, error) {
+	n, err := w.Writer.Write(p)
+	if err != nil && w.err == nil {
+		w.err = fmt.Errorf("archive: %w", err)
+	}
+	return n, err
+}
+
+func (w *notifyClose) Close() error {
+	close(w.closed)
+	return nil
+}

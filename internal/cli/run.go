@@ -1,0 +1,132 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+
+	"github.com/urfave/cli/v3"
+)
+
+func (a *App) runCommand() *cli.Command {
+	one := 1
+	return &cli.Command{
+		Name:      "run",
+		Usage:     "make a container and run a command in it",
+		ArgsUsage: "IMAGE [COMMAND [ARGUMENTS]]",
+		Category:  "Containers",
+		Description: `Runs in the foreground unless --detach is given: output comes here, input only
+with --interactive, signals go to the command, and berth ends with its exit
+code (125: berth failed, 126: the command cannot be run, 127: it is not there).
+
+Examples:
+  berth run --rm alpine echo hello
+  berth run --rm -it alpine sh
+  berth run -d --name web -v /srv/www:/www:ro alpine httpd -f -h /www
+  berth run --rm --memory 64m --cpus 0.5 --pids-limit 50 alpine ./job
+  berth run --rm --rootfs /srv/rootfs /bin/sh -c 'id'`,
+		Flags: append(append([]cli.Flag{
+			yes("detach", "run in the background and print the container's name", "d"),
+			yes("rm", "remove the container when it has ended"),
+		}, streamFlags()...), containerFlags()...),
+		StopOnNthArg:           &one,
+		UseShortOptionHandling: true,
+		Action:                 a.run,
+	}
+}
+
+func (a *App) run(ctx context.Context, cmd *cli.Command) error {
+	p, err := newPlan(cmd)
+	if err != nil {
+		return err
+	}
+	if p.pull == "" {
+		p.pull = "missing"
+		if p.image == "" {
+			p.pull = "never"
+		}
+	}
+	st, err := newStreams(cmd)
+	if err != nil {
+		return err
+	}
+	remove := cmd.Bool("rm")
+	if remove && st.detach {
+		return usageError("--rm and --detach exclude each other (remove it later: berth rm -f %s)", p.spec.ID)
+	}
+	return a.with(ctx, cmd, func(ctx context.Context, s *session) error {
+		p.detached = st.detach
+		if st.keepsLog() {
+			if p.log, err = s.logFile(ctx, p.spec.ID, false); err != nil {
+				return err
+			}
+		}
+		return s.runPlan(ctx, p, st, remove)
+	})
+}
+
+// runPlan makes the container and runs it. When it cannot be started, nothing
+// of it is left.
+func (s *session) runPlan(ctx context.Context, p *plan, st *streams, remove bool) error {
+	term, err := st.openTerminal(s.App)
+	if err != nil {
+		return err
+	}
+	defer term.Restore()
+	p.spec.Process.Width, p.spec.Process.Height = term.Size()
+	m, err := s.createContainer(ctx, p)
+	if err != nil {
+		removeLog(p.log)
+		return err
+	}
+	if p.cidFile != "" {
+		if err := writeNew(p.cidFile, m.ID); err != nil {
+			s.discard(ctx, m)
+			return fmt.Errorf("cidfile: %w", err)
+		}
+	}
+	// A specification of the user's own may have its own mind.
+	st.terminal = m.record.Terminal
+	t, err := s.startTask(ctx, m, st, p.pidFile)
+	if err != nil {
+		s.discard(ctx, m)
+		return err
+	}
+	if st.detach {
+		s.printf("%s\n", m.ID)
+		return nil
+	}
+	status, err := s.follow(ctx, t, term)
+	if err != nil {
+		return err
+	}
+	if remove {
+		err = s.deleteRecord(ctx, &m.Container)
+	} else {
+		err = s.noteExit(ctx, m, status)
+	}
+	// The container's code counts, also when something is left behind.
+	if err != nil {
+		s.warnf("run: %v", err)
+	}
+	if status.code == 0 {
+		return nil
+	}
+	return &exitError{code: int(status.code)}
+}
+
+// discard takes away a container that could not be started.
+func (s *session) discard(ctx context.Context, m *made) {
+	ctx, cancel := cleanup(ctx)
+	defer cancel()
+	if err := s.remove(ctx, &m.Container, true); err != nil {
+		s.warnf("container %q: cannot be cleaned up: %v (berth rm -f %s)", m.ID, err, m.ID)
+	}
+}
+
+func writePID(name string, pid uint32) error {
+	if name == "" {
+		return nil
+	}
+	return replaceFile(name, strconv.FormatUint(uint64(pid), 10))
+}

@@ -1,0 +1,232 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/containerd/v2/pkg/protobuf"
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/internal/cli/attach"
+)
+
+// quietTime is how long the output of a process that has ended may be silent
+// before it counts as complete: a child in the background may hold it open.
+const quietTime = 300 * time.Millisecond
+
+// exitStatus is how a process ended.
+type exitStatus struct {
+	code uint32
+	at   time.Time
+}
+
+// running is a process that was started by this command.
+type running struct {
+	s *session
+	// id is the container's, execID the exec's or empty.
+	id, execID string
+	io         *attach.IO // nil where nothing is attached
+	exit       <-chan exitAnswer
+}
+
+type exitAnswer struct {
+	exitStatus
+	err error
+}
+
+// startTask creates and starts the task of a container. On an error nothing is
+// left of its streams; the task and the container are the caller's to remove.
+func (s *session) startTask(ctx context.Context, m *made, st *streams, pidFile string) (_ *running, err error) {
+	p, io, err := st.open(s.App, m.ID, m.record.Log)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil && io != nil {
+			io.Close()
+		}
+	}()
+	req := &tasks.CreateTaskRequest{
+		ContainerID: m.ID, Terminal: st.terminal, Stdin: p.stdin, Stdout: p.stdout, Stderr: p.stderr,
+	}
+	for _, mnt := range m.rootfs {
+		req.Rootfs = append(req.Rootfs, &types.Mount{Type: mnt.Type, Source: mnt.Source, Target: mnt.Target, Options: mnt.Options})
+	}
+	created, err := s.client.TaskService().Create(ctx, req)
+	if err != nil {
+		return nil, s.runtimeError(m, err)
+	}
+	if err := writePID(pidFile, created.Pid); err != nil {
+		return nil, fmt.Errorf("pid file: %w", err)
+	}
+	t := &running{s: s, id: m.ID, io: io}
+	if !st.detach {
+		// Before the start, so that the exit is not missed, and without the
+		// deadline of the command line, which is for the daemon's answers.
+		t.wait(context.WithoutCancel(ctx))
+	}
+	if _, err := s.client.TaskService().Start(ctx, &tasks.StartRequest{ContainerID: m.ID}); err != nil {
+		return nil, s.runtimeError(m, err)
+	}
+	return t, t.attach(ctx)
+}
+
+// runtimeError names what failed. Where the runtime itself is missing it says so.
+func (s *session) runtimeError(m *made, err error) error {
+	err = native(err)
+	if errdefs.IsAlreadyExists(err) {
+		return say(errdefs.ErrAlreadyExists, "container %q: it runs already", m.ID)
+	}
+	return fmt.Errorf("container %q: %w", m.ID, err)
+}
+
+// attach begins to copy the streams of a process that was started.
+func (t *running) attach(ctx context.Context) error {
+	if t.io == nil {
+		return nil
+	}
+	return t.io.Start(func() {
+		ctx, cancel := cleanup(ctx)
+		defer cancel()
+		// The process may have ended meanwhile: nothing is to be closed then.
+		_, _ = t.s.client.TaskService().CloseIO(ctx, &tasks.CloseIORequest{ContainerID: t.id, ExecID: t.execID, Stdin: true})
+	})
+}
+
+// wait asks for the exit in the background. A daemon that goes away and comes
+// back is asked again.
+func (t *running) wait(ctx context.Context) {
+	got := make(chan exitAnswer, 1)
+	t.exit = got
+	go func() { // ends with the process, or with the session's connection
+		status, err := t.s.waitExit(ctx, t.id, t.execID)
+		got <- exitAnswer{status, err}
+	}()
+}
+
+// reconnectTime is how long a daemon may be away while a command waits.
+const reconnectTime = time.Minute
+
+// waitExit waits for the end of a process, also over a restart of the daemon.
+func (s *session) waitExit(ctx context.Context, id, execID string) (exitStatus, error) {
+	var lost time.Time
+	for {
+		r, err := s.client.TaskService().Wait(ctx, &tasks.WaitRequest{ContainerID: id, ExecID: execID})
+		if err == nil {
+			return exitStatus{code: r.ExitStatus, at: protobuf.FromTimestamp(r.ExitedAt)}, nil
+		}
+		err = native(err)
+		if !errdefs.IsUnavailable(err) || ctx.Err() != nil {
+			return exitStatus{}, err
+		}
+		if lost.IsZero() {
+			lost = time.Now()
+		} else if time.Since(lost) > reconnectTime {
+			return exitStatus{}, fmt.Errorf("the daemon is gone (the container may go on; see berth ps): %w", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// follow is the foreground: it forwards signals and sizes until the process
+// has ended, lets the output come to its end, and deletes the process.
+func (s *session) follow(ctx context.Context, t *running, term *attach.Terminal) (exitStatus, error) {
+	interrupted := errors.Is(context.Cause(ctx), errInterrupted)
+	signals := s.takeSignals()
+	// From here on a signal is the process's, and the command line's deadline
+	// was for the start.
+	ctx = context.WithoutCancel(ctx)
+	if interrupted {
+		t.kill(ctx, unix.SIGTERM)
+	}
+	if term != nil {
+		t.resize(ctx, term)
+	}
+	var broken <-chan struct{}
+	if t.io != nil {
+		broken = t.io.Broken()
+		defer t.io.Close()
+	}
+	for {
+		select {
+		case a := <-t.exit:
+			if a.err != nil {
+				return a.exitStatus, fmt.Errorf("container %q: wait: %w", t.id, a.err)
+			}
+			return a.exitStatus, t.finish(ctx)
+		case sig := <-signals:
+			switch sig {
+			case unix.SIGPIPE:
+			case unix.SIGWINCH:
+				if term != nil {
+					t.resize(ctx, term)
+				}
+			default:
+				if n, ok := sig.(unix.Signal); ok {
+					t.kill(ctx, n)
+				}
+			}
+		case <-broken:
+			// A program on the terminal would end here by SIGPIPE, which the
+			// first process of a container does not get. It is asked to end.
+			broken = nil
+			t.kill(ctx, unix.SIGTERM)
+			time.AfterFunc(10*time.Second, func() { t.kill(ctx, unix.SIGKILL) })
+		}
+	}
+}
+
+// finish brings the output to its end and deletes the process.
+func (t *running) finish(ctx context.Context) error {
+	ended := t.io == nil || t.io.Drain(ctx, quietTime)
+	ctx, cancel := cleanup(ctx)
+	defer cancel()
+	var err error
+	if t.execID != "" {
+		_, err = t.s.client.TaskService().DeleteProcess(ctx, &tasks.DeleteProcessRequest{ContainerID: t.id, ExecID: t.execID})
+	} else {
+		_, err = t.s.client.TaskService().Delete(ctx, &tasks.DeleteTaskRequest{ContainerID: t.id})
+	}
+	if !ended {
+		// The delete closed the shim's ends: what is still on its way comes now.
+		t.io.Drain(ctx, quietTime)
+	}
+	if err = native(err); err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("container %q: delete the ended process: %w", t.id, err)
+	}
+	return nil
+}
+
+// kill sends a signal; to a process that has ended it does nothing.
+func (t *running) kill(ctx context.Context, sig unix.Signal) {
+	ctx, cancel := cleanup(ctx)
+	defer cancel()
+	_, err := t.s.client.TaskService().Kill(ctx, &tasks.KillRequest{ContainerID: t.id, ExecID: t.execID, Signal: uint32(sig)})
+	if err = native(err); err != nil && !errdefs.IsNotFound(err) {
+		t.s.warnf("container %q: signal %v: %v", t.id, sig, err)
+	}
+}
+
+// resize gives the process the size of the user's terminal.
+func (t *running) resize(ctx context.Context, term *attach.Terminal) {
+	w, h := term.Size()
+	if w == 0 || h == 0 {
+		return
+	}
+	ctx, cancel := cleanup(ctx)
+	defer cancel()
+	_, err := t.s.client.TaskService().ResizePty(ctx, &tasks.ResizePtyRequest{
+		ContainerID: t.id, ExecID: t.execID, Width: uint32(w), Height: uint32(h),
+	})
+	if err = native(err); err != nil && !errdefs.IsNotFound(err) && t.s.debug {
+		t.s.warnf("container %q: resize: %v", t.id, err)
+	}
+}
