@@ -21,6 +21,7 @@ import (
 	"github.com/containerd/containerd/v2/core/transfer/registry"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	"golang.org/x/sys/unix"
 
@@ -309,15 +310,15 @@ func TestImportFailuresLeaveNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	damage := func(change func(*testimage.Blob)) string {
+	damage := func(change func(*testimage.Blob), i int) string {
 		blobs, err := testimage.Blobs(img)
 		if err != nil {
 			t.Fatal(err)
 		}
-		change(&blobs[1])
+		change(&blobs[i])
 		return testimage.ArchiveOf(t, testRef, blobs)
 	}
-	whole, err := os.ReadFile(damage(func(*testimage.Blob) {}))
+	whole, err := os.ReadFile(damage(func(*testimage.Blob) {}, 0))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -332,11 +333,15 @@ func TestImportFailuresLeaveNothing(t *testing.T) {
 		path string
 		want []string
 	}{
-		"not an archive":   {write(bytes.Repeat([]byte("no tar "), 4096)), nil},
-		"empty":            {write(nil), nil},
-		"ends in a layer":  {write(whole[:len(whole)/2]), []string{"EOF"}},
-		"wrong digest":     {damage(func(b *testimage.Blob) { b.Data = bytes.Repeat([]byte("x"), len(b.Data)) }), []string{"sha256:"}},
-		"truncated layer":  {damage(func(b *testimage.Blob) { b.Data = b.Data[:len(b.Data)/2] }), []string{"sha256:"}},
+		"not an archive":  {write(bytes.Repeat([]byte("no tar "), 4096)), nil},
+		"empty":           {write(nil), nil},
+		"ends in a layer": {write(whole[:len(whole)/2]), []string{"EOF"}},
+		"wrong digest":    {damage(func(b *testimage.Blob) { b.Data = bytes.Repeat([]byte("x"), len(b.Data)) }, 1), []string{"sha256:"}},
+		"truncated layer": {damage(func(b *testimage.Blob) { b.Data = b.Data[:len(b.Data)/2] }, 1), []string{"sha256:"}},
+		"huge manifest": {damage(func(b *testimage.Blob) {
+			b.Data = append(b.Data, bytes.Repeat([]byte(" "), 17<<20)...)
+			b.Digest.Hex = digest.FromBytes(b.Data).Encoded()
+		}, len(all)-1), []string{"at most", "sha256:"}},
 		"layer is missing": {testimage.ArchiveOf(t, testRef, all[1:]), []string{all[0].Digest.String()}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -1,7 +1,6 @@
 package storage
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -28,11 +27,6 @@ func (s *Store) openMounts(cfg Config, db *metadata.DB) error {
 		s.undo.add("mount manager", c.Close) // closes bdb too
 	} else {
 		s.undo.add("mount database", bdb.Close)
-	}
-	if c, ok := mm.(interface{ Sync(context.Context) error }); ok {
-		if err := c.Sync(context.Background()); err != nil {
-			return fmt.Errorf("compare mounts of %s with the kernel's: %w", dir, err)
-		}
 	}
 	if c, ok := mm.(metadata.Collector); ok {
 		db.RegisterCollectibleResource(metadata.ResourceMount, c)

@@ -19,7 +19,7 @@ import (
 func (s *Store) newTransfer(cfg Config) transfer.Transferrer {
 	return &transferrer{
 		snapshotter: s.defaultSnapshotter,
-		Transferrer: local.NewTransferService(s.Content, s.Images, local.TransferConfig{
+		Transferrer: local.NewTransferService(documentStore{s.Content}, s.Images, local.TransferConfig{
 			Leases:                      lastingLeases{s.Leases},
 			MaxConcurrentDownloads:      cfg.MaxConcurrentDownloads,
 			MaxConcurrentUploadedLayers: cfg.MaxConcurrentUploads,
