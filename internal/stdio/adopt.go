@@ -28,13 +28,7 @@ type adoption struct {
 func Adopt(ctx context.Context, cfg Config, kept map[string]*os.File) (*Streams, error) {
 	a := adoption{Streams: newStreams(cfg), cfg: cfg, kept: kept}
 	defer a.closeUnused()
-	err := ctx.Err()
-	for i, value := range []string{cfg.Stdio.Stdin, cfg.Stdio.Stdout, cfg.Stdio.Stderr} {
-		if _, perr := parseTarget([]string{"stdin", "stdout", "stderr"}[i], value); err == nil {
-			err = perr
-		}
-	}
-	if err != nil {
+	if err := errors.Join(ctx.Err(), a.checkTargets()); err != nil {
 		return nil, err
 	}
 	if cfg.Stdio.Terminal {
@@ -52,6 +46,16 @@ func Adopt(ctx context.Context, cfg Config, kept map[string]*os.File) (*Streams,
 	}
 	a.runLocked()
 	return a.Streams, nil
+}
+
+func (a *adoption) checkTargets() error {
+	_, inErr := parseTarget("stdin", a.cfg.Stdio.Stdin)
+	_, outErr := parseTarget("stdout", a.cfg.Stdio.Stdout)
+	if a.cfg.Stdio.Terminal {
+		return errors.Join(inErr, outErr)
+	}
+	_, errErr := parseTarget("stderr", a.cfg.Stdio.Stderr)
+	return errors.Join(inErr, outErr, errErr)
 }
 
 // closeUnused closes what no stream took over.

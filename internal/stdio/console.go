@@ -70,7 +70,7 @@ func (c *consoleSocket) receive(ctx context.Context) (*os.File, error) {
 	if err != nil {
 		return nil, c.fail(ctx, err)
 	}
-	if _, err := unix.IoctlGetInt(fd, unix.TIOCGPTN); err != nil {
+	if _, err := unix.IoctlGetUint32(fd, unix.TIOCGPTN); err != nil {
 		_ = unix.Close(fd)
 		return nil, fmt.Errorf("the runtime sent something that is not the master of a pty: %w (%w)", err, errdefs.ErrFailedPrecondition)
 	}

@@ -76,7 +76,7 @@ func startMover(t *testing.T, stdio task.Stdio, kept map[string]*os.File) *exec.
 // TestKilledMoverLosesNoByte kills the process that moves the bytes, at any
 // instruction, again and again.
 func TestKilledMoverLosesNoByte(t *testing.T) {
-	const size, rounds = 64 << 20, 12
+	const size, rounds = 32 << 20, 8
 	for _, to := range []string{"fifo", "file"} {
 		t.Run(to, func(t *testing.T) {
 			checkLeaks(t)

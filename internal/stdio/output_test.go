@@ -394,25 +394,71 @@ func TestFullDiskDoesNotStopTheContainer(t *testing.T) {
 			cfg.Log = log.logger()
 			s := open(t, cfg)
 			if copies {
-				s.outs[0].sink.copies.Store(true)
+				refuseSplice(t, s)
 			}
 			c := start(t, s)
 			write(t, c.out, pattern(1<<20)) // it does not block
-			eventually(t, "all is taken", func() bool { return pending(s.outs[0].pipe) == 0 })
+			var full int64
+			k := s.outs[0].sink
+			eventually(t, "what does not fit is discarded", func() bool {
+				st, err := os.Stat(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				full = st.Size()
+				k.mu.Lock()
+				defer k.mu.Unlock()
+				return full > 0 && k.lost == 1<<20-full
+			})
 			if err := os.Truncate(path, 0); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, "output is written again", func() bool {
-				write(t, c.out, []byte("x"))
-				return strings.Contains(log.String(), "can be written again")
-			})
+			write(t, c.out, []byte("again"))
+			c.exit()
+			mustClose(t, s)
+			b, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			wantBytes(t, "log after the disk has room", b, []byte("again"))
 			if n := strings.Count(log.String(), "is being discarded"); n != 1 {
 				t.Fatalf("logged %d times:\n%s", n, log)
 			}
-			c.exit()
-			mustClose(t, s)
+			// All but what fits on the disk, to the byte.
+			if !strings.Contains(log.String(), fmt.Sprintf("output was discarded\" path=%s bytes=%d", path, 1<<20-full)) {
+				t.Fatalf("log:\n%s", log)
+			}
 		})
 	}
+}
+
+// refuseSplice makes the kernel refuse a splice into the log with the error of a
+// file system that has none: O_APPEND does that.
+func refuseSplice(t *testing.T, s *Streams) {
+	t.Helper()
+	if err := withFd(s.outs[0].sink.w.conn, func(fd uintptr) error {
+		_, err := unix.FcntlInt(fd, unix.F_SETFL, unix.O_APPEND)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestFileSystemWithoutSplice(t *testing.T) {
+	checkLeaks(t)
+	path := filepath.Join(t.TempDir(), "log")
+	s := open(t, fifoConfig("file://"+path))
+	refuseSplice(t, s)
+	c := start(t, s)
+	want := pattern(300000)
+	write(t, c.out, want)
+	c.exit()
+	mustClose(t, s)
+	if !s.outs[0].sink.copies.Load() {
+		t.Fatal("it was spliced")
+	}
+	b, _ := os.ReadFile(path)
+	wantBytes(t, "log", b, want)
 }
 
 func TestFailureOfTheRuntimeLeavesNothing(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -40,8 +41,10 @@ type sink struct {
 	// in append mode and written from user space. Terminals start with it.
 	copies atomic.Bool
 
-	mu   sync.Mutex
-	lost int64 // guarded by mu; bytes discarded since the last good write
+	mu       sync.Mutex
+	lost     int64     // guarded by mu; bytes that could not be written
+	reported int64     // guarded by mu; how many of them the log has
+	logged   time.Time // guarded by mu; when the log got them
 }
 
 // sink opens the target for writing.
@@ -99,11 +102,8 @@ func (k *sink) take(src *heldFile) (int64, error) {
 	p := splicer{src: src.conn, dst: k.w.conn, appends: k.kind == toFile}
 	n, err := p.move()
 	switch {
-	case err == nil:
-		k.succeeded()
-		return n, nil
-	case err == errStopped:
-		return 0, err
+	case err == nil, err == errStopped:
+		return n, err
 	case err == unix.EINVAL && k.kind == toFile:
 		return k.fallBack(src)
 	default:
@@ -154,7 +154,6 @@ func (k *sink) write(p []byte) bool {
 	n, err := k.w.file.Write(p)
 	switch {
 	case err == nil:
-		k.succeeded()
 		return true
 	case errors.Is(err, os.ErrClosed):
 		return false
@@ -164,24 +163,35 @@ func (k *sink) write(p []byte) bool {
 	}
 }
 
-// failed counts n lost bytes and logs the first of them.
+// logInterval is how often a sink may log its losses: what a container prints
+// to a full disk must not fill the log.
+const logInterval = time.Minute
+
+// failed counts n lost bytes.
 func (k *sink) failed(err error, n int) {
+	if n == 0 {
+		return
+	}
 	k.mu.Lock()
-	first := k.lost == 0 && n > 0
 	k.lost += int64(n)
+	lost, report := k.lost, time.Since(k.logged) >= logInterval
+	if report {
+		k.reported, k.logged = k.lost, time.Now()
+	}
 	k.mu.Unlock()
-	if first {
-		k.log.Warn("output is being discarded", "path", k.path, "error", err)
+	if report {
+		k.log.Warn("output is being discarded", "path", k.path, "bytes", lost, "error", err)
 	}
 }
 
-func (k *sink) succeeded() {
+// reportLosses logs what failed has not.
+func (k *sink) reportLosses() {
 	k.mu.Lock()
-	lost := k.lost
-	k.lost = 0
+	lost, report := k.lost, k.lost > k.reported
+	k.reported = k.lost
 	k.mu.Unlock()
-	if lost > 0 {
-		k.log.Warn("output can be written again", "path", k.path, "bytes_discarded", lost)
+	if report {
+		k.log.Warn("output was discarded", "path", k.path, "bytes", lost)
 	}
 }
 
@@ -193,19 +203,12 @@ func (k *sink) release(watch *watcherRef, stop <-chan struct{}) {
 	if k.users.Add(-1) > 0 || k.kind == toNull {
 		return
 	}
-	k.mu.Lock()
-	lost := k.lost
-	k.mu.Unlock()
-	if lost > 0 {
-		k.log.Warn("output was discarded until its end", "path", k.path, "bytes_discarded", lost)
-	}
+	k.reportLosses()
 	if k.kind == toFIFO {
 		if k.reader != nil {
 			_ = k.reader.Close()
 		}
-		if err := watch.waitForReader(k.w, stop); err != nil {
-			k.log.Warn("cannot watch for a late reader, polling instead", "path", k.path, "error", err)
-		}
+		watch.waitForReader(k.w, stop)
 	}
 	k.w.close()
 }
@@ -222,7 +225,7 @@ func (k *sink) close() {
 func pending(h *heldFile) int {
 	n := 0
 	_ = withFd(h.conn, func(fd uintptr) (err error) {
-		n, err = unix.IoctlGetInt(int(fd), unix.TIOCINQ)
+		n, err = queued(fd)
 		return err
 	})
 	return n

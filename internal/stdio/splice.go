@@ -88,8 +88,14 @@ func atEnd(fd uintptr) bool {
 	}
 	// poll looks for bytes first and for writers then, so the last writer may have
 	// written in between. Now that it is gone, the count is final.
-	n, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ)
+	n, err := queued(fd)
 	return err == nil && n == 0
+}
+
+// queued returns how many bytes wait in a pipe or FIFO.
+func queued(fd uintptr) (int, error) {
+	n, err := unix.IoctlGetUint32(int(fd), unix.TIOCINQ)
+	return int(n), err
 }
 
 // ready asks without waiting whether fd has one of the events, or an error or

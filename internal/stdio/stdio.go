@@ -135,7 +135,7 @@ func newStreams(cfg Config) *Streams {
 	return &Streams{
 		log:     log,
 		holder:  holder{prefix: cfg.Name + "/", keeper: cfg.Keeper, log: log},
-		watch:   watcherRef{shared: cfg.Watcher},
+		watch:   watcherRef{shared: cfg.Watcher, log: log},
 		size:    cfg.Stdio.Size,
 		drained: make(chan struct{}),
 		closing: make(chan struct{}),

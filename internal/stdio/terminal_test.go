@@ -191,6 +191,17 @@ func TestTerminalInputAndItsEnd(t *testing.T) {
 	}
 }
 
+func TestTerminalInputFromAFile(t *testing.T) {
+	checkLeaks(t)
+	path := filepath.Join(t.TempDir(), "in")
+	if err := os.WriteFile(path, []byte("a line\nand a half"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, terminalConfig(t, path, ""))
+	slave := startTerminal(t, s, false)
+	wantBytes(t, "terminal", readAll(t, slave)(), []byte("a line\nand a half"))
+}
+
 func TestCloseStdinOfATerminalWithoutInput(t *testing.T) {
 	checkLeaks(t)
 	s := open(t, terminalConfig(t, "", ""))

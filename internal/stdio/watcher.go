@@ -3,6 +3,7 @@ package stdio
 import (
 	"encoding/binary"
 	"fmt"
+	"log/slog"
 	"os"
 	"sync"
 	"syscall"
@@ -123,6 +124,7 @@ func (w *Watcher) wake(id int32) {
 // it is first needed.
 type watcherRef struct {
 	shared *Watcher
+	log    *slog.Logger
 
 	mu  sync.Mutex
 	own *Watcher // guarded by mu
@@ -157,19 +159,17 @@ func (r *watcherRef) close() {
 const pollInterval = 100 * time.Millisecond
 
 // waitForReader returns when the FIFO behind our writer has a reader, when the writer
-// or stop is closed. An error says that it had to poll.
-func (r *watcherRef) waitForReader(w *heldFile, stop <-chan struct{}) error {
+// or stop is closed.
+func (r *watcherRef) waitForReader(w *heldFile, stop <-chan struct{}) {
 	if found, err := hasReader(w); found || err != nil {
-		return nil
+		return
 	}
 	opened := make(chan struct{}, 1)
-	remove, watchErr := r.watch(w, opened)
-	if watchErr == nil {
-		defer remove()
-	}
-	// The ticker is only the way out when there is no watch.
 	var tick <-chan time.Time
-	if watchErr != nil {
+	if remove, err := r.watch(w, opened); err == nil {
+		defer remove()
+	} else {
+		r.log.Warn("cannot watch for a late reader, polling instead", "path", w.file.Name(), "error", err)
 		t := time.NewTicker(pollInterval)
 		defer t.Stop()
 		tick = t.C
@@ -177,13 +177,13 @@ func (r *watcherRef) waitForReader(w *heldFile, stop <-chan struct{}) error {
 	for {
 		// Asked after the watch is set: who came in between is not missed.
 		if found, err := hasReader(w); found || err != nil {
-			return watchErr
+			return
 		}
 		select {
 		case <-opened:
 		case <-tick:
 		case <-stop:
-			return watchErr
+			return
 		}
 	}
 }
