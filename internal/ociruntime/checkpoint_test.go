@@ -55,12 +55,12 @@ func TestCRIUFlags(t *testing.T) {
 	err := b.Checkpoint(ctx(t), ociruntime.CheckpointArgs{
 		ID: "x", ParentPath: "../parent", LeaveRunning: true, PreDump: true, ExtraArgs: []string{"--shell-job"},
 		CRIU: ociruntime.CRIU{
-			ImagePath: "/image", WorkPath: "/work", TCPEstablished: true, ExternalUnixSockets: true, ShellJob: true,
+			ImagePath: "/img", WorkPath: "/criu", TCPEstablished: true, ExternalUnixSockets: true, ShellJob: true,
 			FileLocks: true, EmptyNamespaces: []string{"network", "ipc"}, CgroupsMode: "soft",
 		},
 	})
 	wantError(t, err, "checkpoint", errdefs.ErrNotFound, "container does not exist")
-	want := "checkpoint --image-path /image --work-path /work --tcp-established --ext-unix-sk --shell-job --file-locks " +
+	want := "checkpoint --image-path /img --work-path /criu --tcp-established --ext-unix-sk --shell-job --file-locks " +
 		"--empty-ns network --empty-ns ipc --manage-cgroups-mode soft --parent-path ../parent --leave-running --pre-dump --shell-job x"
 	if got := b.calls("checkpoint"); !slices.Equal(got, []string{want}) {
 		t.Errorf("calls are %q", got)
@@ -74,7 +74,7 @@ func TestCRIULog(t *testing.T) {
 	r.Binary = script(t, "echo '(00.1) Error (criu/x.c:7): no such page' > "+work+"/dump.log\n"+
 		"echo '(00.2) Error (criu/y.c:8): dumping failed' >> "+work+"/dump.log\n"+
 		`echo '{"level":"error","msg":"criu failed: type NOTIFY errno 0"}' >> $2; exit 1`)
-	args := ociruntime.CheckpointArgs{ID: "x", CRIU: ociruntime.CRIU{ImagePath: "/image", WorkPath: work}}
+	args := ociruntime.CheckpointArgs{ID: "x", CRIU: ociruntime.CRIU{ImagePath: "/img", WorkPath: work}}
 	wantError(t, r.Checkpoint(ctx(t), args), "checkpoint", nil,
 		"criu failed: type NOTIFY errno 0; CRIU: Error (criu/x.c:7): no such page (log: "+work+"/dump.log)")
 
