@@ -2,11 +2,10 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
-	"sync"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -14,7 +13,9 @@ import (
 	"github.com/containerd/containerd/v2/core/transfer"
 	"github.com/containerd/containerd/v2/core/transfer/archive"
 	"github.com/containerd/containerd/v2/core/transfer/image"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
 	"github.com/urfave/cli/v3"
 
 	"github.com/berthd/berth/internal/cli/attach"
@@ -66,25 +67,25 @@ func (a *App) importImages(ctx context.Context, cmd *cli.Command) error {
 	if err != nil {
 		return err
 	}
+	tag, base := cmd.String("tag"), cmd.String("base-name")
+	if tag != "" && base != "" {
+		return usageError("--tag and --base-name exclude each other")
+	}
+	if tag != "" {
+		if tag, err = fullName(tag); err != nil {
+			return err
+		}
+	}
+	if base != "" {
+		if base, err = fullName(base); err != nil {
+			return err
+		}
+		base = baseName(base)
+	}
 	return a.with(ctx, cmd, func(ctx context.Context, s *session) error {
-		before, err := s.imageTargets(ctx)
-		if err != nil {
-			return err
-		}
-		progress, done := s.progress(cmd.Bool("quiet"))
-		watch := &savedImages{next: progress}
-		body := &counted{r: in}
-		err = s.client.Transfer(ctx, archive.NewImageImportStream(body, ""), image.NewStore("", opts...), transfer.WithProgress(watch.update))
-		done()
-		switch {
-		case errors.Is(err, context.Canceled):
-			return err
-		case err != nil && body.n.Load() == 0:
-			return fmt.Errorf("archive %s: it is empty (use an archive of docker save or an OCI layout)", name)
-		case err != nil:
-			return fmt.Errorf("archive %s: import: %w", name, err)
-		}
-		return s.finishImport(ctx, name, cmd.String("tag"), watch.list(), before)
+		return s.load(ctx, &counted{r: in}, &loading{
+			archive: name, opts: opts, tag: tag, base: base, quiet: cmd.Bool("quiet"),
+		})
 	})
 }
 
@@ -113,111 +114,137 @@ func importOptions(cmd *cli.Command) ([]image.StoreOpt, error) {
 	if len(labels) > 0 {
 		opts = append(opts, image.WithImageLabels(labels))
 	}
-	base := cmd.String("base-name")
-	if base == "" {
-		// For images without a full name of their own, which keep theirs.
-		return append(opts, image.WithDigestRef("import-"+time.Now().Format("2006-01-02"), true, true)), nil
-	}
-	full, err := fullName(base)
-	if err != nil {
-		return nil, err
-	}
-	return append(opts, image.WithNamedPrefix(baseName(full), false)), nil
+	return opts, nil
 }
 
-// imageTargets lists the images that are here, to find the new ones later.
-func (s *session) imageTargets(ctx context.Context) (map[string]images.Image, error) {
+// loading is an archive to be loaded.
+type loading struct {
+	archive string // as the user named it
+	opts    []image.StoreOpt
+	tag     string // full name for the one image in it, or empty
+	base    string // what tags in the archive are added to, or empty
+	quiet   bool
+}
+
+// load sends the archive to the daemon and prints the names that came of it.
+func (s *session) load(ctx context.Context, body *counted, l *loading) error {
+	refs := image.WithNamedPrefix(firstOf(l.base, "import-"+time.Now().Format("2006-01-02")), l.base == "")
+	// Under a tag, no name in the archive counts: every image of it gets a
+	// name that nobody else has, until it is known that there is one image.
+	prefix := "berth-import-" + newID()
+	if l.tag != "" {
+		refs = image.WithDigestRef(prefix, false, false)
+		defer s.removeImages(ctx, prefix)
+	}
+	before, err := s.imageTimes(ctx)
+	if err != nil {
+		return err
+	}
+	progress, done := s.progress(l.quiet)
+	err = s.client.Transfer(ctx, archive.NewImageImportStream(body, ""), image.NewStore("", append(l.opts, refs)...), transfer.WithProgress(progress))
+	done()
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return err
+	case err != nil && body.n.Load() == 0:
+		return fmt.Errorf("archive %s: it is empty (use an archive of docker save or an OCI layout)", l.archive)
+	case err != nil:
+		return fmt.Errorf("archive %s: import: %w", l.archive, err)
+	case l.tag != "":
+		return s.tagLoaded(ctx, l, prefix)
+	}
+	after, err := s.imageTimes(ctx)
+	if err != nil {
+		return err
+	}
+	var names []string
+	for name, at := range after {
+		if old, ok := before[name]; !ok || !old.Equal(at) {
+			names = append(names, name)
+		}
+	}
+	if len(names) == 0 {
+		return fmt.Errorf("archive %s: no image in it has a name (give one with --tag)", l.archive)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		s.printf("%s\n", name)
+	}
+	return nil
+}
+
+// imageTimes says when each image was last changed.
+func (s *session) imageTimes(ctx context.Context) (map[string]time.Time, error) {
 	list, err := s.client.ImageService().List(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("list images: %w", err)
 	}
-	m := make(map[string]images.Image, len(list))
+	m := make(map[string]time.Time, len(list))
 	for _, img := range list {
-		m[img.Name] = img
+		m[img.Name] = img.UpdatedAt
 	}
 	return m, nil
 }
 
-// finishImport prints the names that were loaded, and gives the wanted one.
-func (s *session) finishImport(ctx context.Context, archive, tag string, saved []string, before map[string]images.Image) error {
-	if len(saved) == 0 {
-		after, err := s.imageTargets(ctx)
-		if err != nil {
-			return err
-		}
-		for name, img := range after {
-			if old, ok := before[name]; !ok || !old.UpdatedAt.Equal(img.UpdatedAt) {
-				saved = append(saved, name)
-			}
-		}
+// underPrefix lists what an import stored under a prefix of its own.
+func (s *session) underPrefix(ctx context.Context, prefix string) ([]images.Image, error) {
+	list, err := s.client.ImageService().List(ctx, "name~=^"+prefix+"@")
+	if err != nil {
+		return nil, fmt.Errorf("list images: %w", err)
 	}
-	if len(saved) == 0 {
-		return fmt.Errorf("archive %s: no image in it has a name or fits this platform (see --tag, --base-name and --all-platforms)", archive)
-	}
-	if tag == "" {
-		for _, name := range saved {
-			s.printf("%s\n", name)
-		}
-		return nil
-	}
-	return s.retag(ctx, archive, tag, saved, before)
+	return list, nil
 }
 
-// retag gives the one image of an archive the name that the user wants, and
-// takes the archive's own name away where the import made it.
-func (s *session) retag(ctx context.Context, archive, tag string, saved []string, before map[string]images.Image) error {
-	full, err := fullName(tag)
+// removeImages removes what an import stored under a prefix of its own.
+func (s *session) removeImages(ctx context.Context, prefix string) {
+	ctx, cancel := cleanup(ctx)
+	defer cancel()
+	list, err := s.underPrefix(ctx, prefix)
+	for _, img := range list {
+		if e := s.client.ImageService().Delete(ctx, img.Name); e != nil && !errdefs.IsNotFound(e) {
+			err = e
+		}
+	}
+	if err != nil {
+		s.warnf("import: names %s@… are left behind: %v (berth rmi)", prefix, err)
+	}
+}
+
+// tagLoaded gives the one image of an archive its name. The archive's own
+// index is stored too; it is the one that lists the others.
+func (s *session) tagLoaded(ctx context.Context, l *loading, prefix string) error {
+	list, err := s.underPrefix(ctx, prefix)
 	if err != nil {
 		return err
 	}
-	first, err := s.client.ImageService().Get(ctx, saved[0])
+	docs, err := s.documents()
 	if err != nil {
-		return imageError(saved[0], err)
-	}
-	for _, name := range saved[1:] {
-		img, err := s.client.ImageService().Get(ctx, name)
-		if err != nil {
-			return imageError(name, err)
-		}
-		if img.Target.Digest != first.Target.Digest {
-			return fmt.Errorf("archive %s: it has %d images, and --tag is for one (they keep their own names)", archive, len(saved))
-		}
-	}
-	if err := s.tag(ctx, first.Name, full, true); err != nil {
 		return err
 	}
-	for _, name := range saved {
-		if _, was := before[name]; !was && name != full {
-			if err := s.client.ImageService().Delete(ctx, name); err != nil {
-				return imageError(name, err)
+	if len(list) > 1 {
+		inner := make(map[digest.Digest]bool)
+		for _, img := range list {
+			if !images.IsIndexType(img.Target.MediaType) {
+				continue
+			}
+			children, err := images.Children(ctx, docs, img.Target)
+			if err != nil {
+				return fmt.Errorf("archive %s: %w", l.archive, err)
+			}
+			for _, c := range children {
+				inner[c.Digest] = true
 			}
 		}
+		list = slices.DeleteFunc(list, func(img images.Image) bool { return !inner[img.Target.Digest] })
 	}
-	s.printf("%s\n", full)
+	if len(list) != 1 {
+		return fmt.Errorf("archive %s: it has %d images, and --tag is for one (leave it out to keep their own names)", l.archive, len(list))
+	}
+	if err := s.tag(ctx, list[0].Name, l.tag, true); err != nil {
+		return err
+	}
+	s.printf("%s\n", l.tag)
 	return nil
-}
-
-// savedImages picks the names of the images that were stored out of the
-// progress of a transfer.
-type savedImages struct {
-	next  transfer.ProgressFunc
-	mu    sync.Mutex
-	names []string // guarded by mu
-}
-
-func (w *savedImages) update(p transfer.Progress) {
-	if p.Event == "saved" {
-		w.mu.Lock()
-		w.names = append(w.names, p.Name)
-		w.mu.Unlock()
-	}
-	w.next(p)
-}
-
-func (w *savedImages) list() []string {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.names
 }
 
 // counted counts what is read through it.
