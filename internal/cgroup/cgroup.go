@@ -218,9 +218,14 @@ func counter(file, key string) uint64 {
 	return 0
 }
 
+// killRounds bounds how often SIGKILL is sent to a cgroup whose processes keep
+// forking and cannot be frozen.
+const killRounds = 100
+
 // Kill sends the signal to every process of the cgroup. SIGKILL under v2 is
 // one write to cgroup.kill. Otherwise the cgroup is frozen, every process is
 // signalled, and the cgroup thawed, so that nothing forks past the signal.
+// Where it cannot be frozen, SIGKILL is sent until no new process is found.
 func (c *Cgroup) Kill(sig unix.Signal) error {
 	if c.unified && sig == unix.SIGKILL {
 		dir, _ := c.dir("")
@@ -234,50 +239,89 @@ func (c *Cgroup) Kill(sig unix.Signal) error {
 		// Linux before 5.14.
 	}
 	frozen := c.Freeze() == nil
+	signalled := map[int]bool{}
+	err := c.signalNew(sig, signalled)
+	// In any case: a freeze that did not settle may do so later.
+	if terr := c.Thaw(); terr != nil && frozen {
+		err = errors.Join(err, terr)
+	}
+	if frozen || sig != unix.SIGKILL {
+		return err
+	}
+	for range killRounds {
+		known := len(signalled)
+		if serr := c.signalNew(sig, signalled); serr != nil && !errors.Is(serr, errdefs.ErrNotFound) {
+			return errors.Join(err, serr)
+		}
+		if len(signalled) == known {
+			return err
+		}
+	}
+	return errors.Join(err, fmt.Errorf("the cgroup's processes fork faster than they can be killed: %w", errdefs.ErrUnavailable))
+}
+
+// signalNew signals the processes that are not in done, and adds them to it.
+func (c *Cgroup) signalNew(sig unix.Signal, done map[int]bool) error {
 	pids, err := c.Pids()
 	for _, pid := range pids {
+		if done[pid] {
+			continue
+		}
+		done[pid] = true
 		if kerr := unix.Kill(pid, sig); kerr != nil && !errors.Is(kerr, unix.ESRCH) {
 			err = errors.Join(err, fmt.Errorf("signal process %d: %w", pid, kerr))
 		}
 	}
-	if frozen {
-		err = errors.Join(err, c.Thaw())
-	}
 	return err
 }
 
-// Freeze stops every process of the cgroup and waits until they are.
-func (c *Cgroup) Freeze() error { return c.freezer(true) }
+var errNotSettled = fmt.Errorf("the cgroup's freezer did not settle: %w", errdefs.ErrUnavailable)
+
+// Freeze stops every process of the cgroup and waits until they are, for at
+// most some 50 ms.
+func (c *Cgroup) Freeze() error {
+	if c.unified {
+		return c.setFrozen("1", 1)
+	}
+	for range 25 {
+		err := c.setFreezer("FROZEN", time.Millisecond)
+		if !errors.Is(err, errNotSettled) {
+			return err
+		}
+		// A v1 freezer can stay FREEZING for good when a process forked at
+		// the wrong moment; a thaw gets it out of that.
+		if err := c.setFreezer("THAWED", time.Millisecond); err != nil {
+			return err
+		}
+	}
+	return errNotSettled
+}
 
 // Thaw lets them go on.
-func (c *Cgroup) Thaw() error { return c.freezer(false) }
-
-func (c *Cgroup) freezer(freeze bool) error {
+func (c *Cgroup) Thaw() error {
 	if c.unified {
-		dir, _ := c.dir("")
-		value, want := "0", uint64(0)
-		if freeze {
-			value, want = "1", 1
-		}
-		if err := write(filepath.Join(dir, "cgroup.freeze"), value); err != nil {
-			return notFound(err)
-		}
-		return settle(func() (bool, error) {
-			return counter(filepath.Join(dir, "cgroup.events"), "frozen") == want, nil
-		})
+		return c.setFrozen("0", 0)
 	}
+	return c.setFreezer("THAWED", time.Second)
+}
+
+func (c *Cgroup) setFrozen(value string, want uint64) error {
+	dir, _ := c.dir("")
+	if err := write(filepath.Join(dir, "cgroup.freeze"), value); err != nil {
+		return notFound(err)
+	}
+	return settle(time.Second, func() (bool, error) {
+		return counter(filepath.Join(dir, "cgroup.events"), "frozen") == want, nil
+	})
+}
+
+func (c *Cgroup) setFreezer(value string, limit time.Duration) error {
 	dir, ok := c.dir("freezer")
 	if !ok {
 		return fmt.Errorf("no freezer cgroup: %w", errdefs.ErrNotFound)
 	}
-	value := "THAWED"
-	if freeze {
-		value = "FROZEN"
-	}
 	file := filepath.Join(dir, "freezer.state")
-	return settle(func() (bool, error) {
-		// Written again each time: a v1 freezer can stay FREEZING when a process forks
-		// while it is frozen.
+	return settle(limit, func() (bool, error) {
 		if err := write(file, value); err != nil {
 			return false, notFound(err)
 		}
@@ -286,15 +330,15 @@ func (c *Cgroup) freezer(freeze bool) error {
 	})
 }
 
-// settle asks until the answer is yes, for at most a second.
-func settle(done func() (bool, error)) error {
-	for wait := 50 * time.Microsecond; ; wait *= 2 {
+// settle asks until the answer is yes.
+func settle(limit time.Duration, done func() (bool, error)) error {
+	for wait, end := 50*time.Microsecond, time.Now().Add(limit); ; wait *= 2 {
 		ok, err := done()
 		if err != nil || ok {
 			return err
 		}
-		if wait > 500*time.Millisecond {
-			return fmt.Errorf("the cgroup's freezer did not settle: %w", errdefs.ErrUnavailable)
+		if time.Now().After(end) {
+			return errNotSettled
 		}
 		time.Sleep(wait)
 	}

@@ -198,7 +198,7 @@ func (c *Container) begin(ctx context.Context, pid int) error {
 func (c *Container) setCgroup(paths cgroup.Paths) {
 	cg, err := cgroup.Load(paths, c.set.own)
 	if err != nil {
-		c.log.Warn("no statistics and no kill-all for this container", "error", err)
+		c.log.Info("no statistics for this container; kill all goes to the processes known", "reason", err)
 	}
 	c.mu.Lock()
 	c.cgroupPaths, c.cgroup = paths, cg

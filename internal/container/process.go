@@ -174,7 +174,7 @@ func (p *process) signal(sig syscall.Signal) error {
 func (p *process) delete(ctx context.Context, fn func(context.Context) (task.Exit, error)) (task.Exit, error) {
 	p.c.mu.Lock()
 	d := p.deletion
-	if d == nil {
+	if d == nil || p.status == task.Deleted {
 		if _, err := p.allowed(task.OpDelete); err != nil {
 			p.c.mu.Unlock()
 			return task.Exit{}, err

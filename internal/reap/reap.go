@@ -228,8 +228,8 @@ func (r *Reaper) loop() {
 			r.mu.Lock()
 			p := r.watched[ev.Fd]
 			r.mu.Unlock()
-			if p == nil {
-				continue
+			if p == nil || !ended(p.pidfd) {
+				continue // the number of a pidfd that was closed, and maybe used again
 			}
 			exit := r.collect(p)
 			if r.forget(p) {
@@ -237,6 +237,13 @@ func (r *Reaper) loop() {
 			}
 		}
 	}
+}
+
+// ended asks the kernel again whether the process has ended.
+func ended(pidfd int) bool {
+	fds := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
+	n, err := unix.Poll(fds, 0)
+	return err == nil && n == 1 && fds[0].Revents&unix.POLLIN != 0
 }
 
 // collect learns the status of a process that has ended.

@@ -2,6 +2,9 @@ package tasktest
 
 import (
 	"fmt"
+	"os"
+	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -39,34 +42,46 @@ func testQuickExit(t *testing.T, s *suite) {
 }
 
 func testSignals(t *testing.T, s *suite) {
-	for _, sig := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM, syscall.SIGUSR1} {
-		// The shell answers the signals that it can catch: the first process of
-		// a pid namespace does not die of one that it leaves alone.
-		c := s.create("trap 'exit 43' TERM; trap 'exit 44' USR1; echo ready; while :; do sleep 0.05; done")
-		s.start(c)
-		var exit task.Exit
-		want := map[syscall.Signal]uint32{syscall.SIGKILL: 137, syscall.SIGTERM: 43, syscall.SIGUSR1: 44}[sig]
-		// Sent again until the shell has set its traps.
-		done := make(chan task.Exit, 1)
-		go func() { e, _ := c.Wait(s.ctx()); done <- e }()
-		for end := time.Now().Add(timeout); ; {
-			if err := c.Kill(s.ctx(), sig, false); err != nil && !errdefs.IsNotFound(err) {
-				t.Fatalf("kill %d: %v", sig, err)
-			}
-			select {
-			case exit = <-done:
-			case <-time.After(50 * time.Millisecond):
-				if time.Now().Before(end) {
-					continue
-				}
-				t.Fatalf("signal %d does not end the process", sig)
-			}
-			break
+	for sig, want := range map[syscall.Signal]uint32{syscall.SIGKILL: 137, syscall.SIGTERM: 43, syscall.SIGUSR1: 44} {
+		c := s.create("trap 'exit 43' TERM; trap 'exit 44' USR1; while :; do sleep 0.05; done")
+		waitForTraps(t, s.start(c), syscall.SIGTERM, syscall.SIGUSR1)
+		if err := c.Kill(s.ctx(), sig, false); err != nil {
+			t.Fatalf("kill %d: %v", sig, err)
 		}
-		if exit.Status != want {
+		if exit := s.wait(c); exit.Status != want {
 			t.Errorf("signal %d: %+v, want status %d", sig, exit, want)
 		}
+		if err := c.Kill(s.ctx(), sig, false); !errdefs.IsNotFound(err) {
+			t.Errorf("signal %d to a process that has ended: %v, want NotFound", sig, err)
+		}
 	}
+}
+
+// waitForTraps waits until the process catches the signals: the kernel shows
+// that in /proc, as a mask, whatever runs the process.
+func waitForTraps(t *testing.T, pid uint32, signals ...syscall.Signal) {
+	t.Helper()
+	var want uint64
+	for _, sig := range signals {
+		want |= 1 << (sig - 1)
+	}
+	for end := time.Now().Add(timeout); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		if err != nil {
+			t.Fatalf("the process has ended before its signal: %v", err)
+		}
+		_, rest, _ := strings.Cut(string(data), "\nSigCgt:")
+		line, _, _ := strings.Cut(strings.TrimSpace(rest), "\n")
+		caught, err := strconv.ParseUint(line, 16, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// A runtime written in Go that has not exec'd yet catches everything.
+		if urgent := uint64(1) << (syscall.SIGURG - 1); caught&want == want && caught&urgent == 0 {
+			return
+		}
+	}
+	t.Fatalf("process %d does not catch %v", pid, signals)
 }
 
 func testWaiters(t *testing.T, s *suite) {
