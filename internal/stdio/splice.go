@@ -20,7 +20,8 @@ type splicer struct {
 	src, dst syscall.RawConn
 	// appends writes at the end of dst, a regular file: splice refuses O_APPEND.
 	// The write lock that RawConn.Write takes makes seek and splice one step
-	// for all movers of this process that share dst.
+	// for all movers that share dst. Others are not kept out: who truncates the
+	// file between the two (logrotate's copytruncate) gets a hole, never a loss.
 	appends bool
 }
 

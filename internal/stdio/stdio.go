@@ -36,8 +36,9 @@ type Config struct {
 	// Stdio names the client's ends. Each is empty or /dev/null (the null
 	// device), a path or fifo:// URI of a FIFO, the path of an existing regular
 	// file, or a file:// URI of a file that is made (0644, its parents 0755)
-	// when it does not exist. Files are written at their end. With Terminal,
-	// Stderr is not used.
+	// when it does not exist. Files are written at their end; a file must not be
+	// given to two processes, whose outputs could overwrite each other. With
+	// Terminal, Stderr is not used.
 	Stdio task.Stdio
 	// UID and GID own the ends of the pipes that the container uses; 0 and 0
 	// leave them to root.

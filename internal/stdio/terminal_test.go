@@ -377,9 +377,14 @@ func TestTerminalWithASlowClientIsBoundedByClose(t *testing.T) {
 		defer close(done)
 		_, _ = slave.Write(bytes.Repeat([]byte("z"), 1<<20))
 	}()
-	eventually(t, "the FIFO is full", func() bool {
-		n, err := unix.IoctlGetInt(int(r.Fd()), unix.TIOCINQ)
-		return err == nil && n > 60000
+	eventually(t, "the FIFO is full", func() (full bool) {
+		if err := withFd(s.term.sink.w.conn, func(fd uintptr) error {
+			full = !ready(fd, unix.POLLOUT)
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return full
 	})
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
 	defer cancel()
@@ -389,5 +394,21 @@ func TestTerminalWithASlowClientIsBoundedByClose(t *testing.T) {
 	<-done
 	if _, err := io.Copy(io.Discard, r); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestCloseEndsTheWaitForATerminal(t *testing.T) {
+	checkLeaks(t)
+	s := open(t, terminalConfig(t, mkfifo(t), mkfifo(t)))
+	done := make(chan error, 1)
+	go func() { done <- s.Started(context.Background()) }()
+	mustClose(t, s)
+	select {
+	case err := <-done:
+		if err == nil {
+			t.Fatal("Started has no terminal and says nothing")
+		}
+	case <-time.After(patience):
+		t.Fatal("Started still waits")
 	}
 }
