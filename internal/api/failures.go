@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"runtime/debug"
+	"strings"
 
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
@@ -55,16 +56,36 @@ func panicked(log *slog.Logger, method string, v any) error {
 	return status.Errorf(codes.Internal, "%s: internal error in the daemon; its log has the stack", method)
 }
 
-// oneLine drops the details by which errgrpc carries an error with several
-// causes: its clients print such an error as several lines that say the same.
-// Code and text stay.
+// oneLine makes an error's text one line and drops the details by which errgrpc
+// carries an error with several causes: clients print each cause on a line of
+// its own, though all of them are in the text already. The code stays.
 func oneLine(err error) error {
 	if err == nil {
 		return nil
 	}
 	st := status.Convert(errgrpc.ToGRPC(err))
-	if len(st.Proto().GetDetails()) == 0 {
+	text := joinLines(st.Message(), st.Code())
+	if text == st.Message() && len(st.Proto().GetDetails()) == 0 {
 		return st.Err()
 	}
-	return status.Error(st.Code(), st.Message())
+	return status.Error(st.Code(), text)
+}
+
+// joinLines joins the lines of a text and leaves out those that say nothing
+// new: what was said before, or the class that the code stands for.
+func joinLines(text string, code codes.Code) string {
+	first, rest, more := strings.Cut(text, "\n")
+	if !more {
+		return text
+	}
+	class := errgrpc.ToNative(status.Error(code, "")).Error()
+	joined := strings.TrimSpace(first)
+	for line := range strings.SplitSeq(rest, "\n") {
+		line = strings.TrimSpace(strings.TrimLeft(line, ": "))
+		if line == class || strings.Contains(joined, line) {
+			continue
+		}
+		joined += "; " + line
+	}
+	return joined
 }

@@ -3,6 +3,7 @@ package api_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -63,6 +64,11 @@ func (s *slowTasks) Wait(ctx context.Context, _ *tasksapi.WaitRequest) (*tasksap
 	s.entered <- "wait"
 	<-ctx.Done()
 	return nil, errgrpc.ToGRPC(ctx.Err())
+}
+
+func (s *slowTasks) Resume(context.Context, *tasksapi.ResumeTaskRequest) (*emptypb.Empty, error) {
+	cause := errors.Join(errors.New("no such file"), errdefs.ErrNotFound, errors.New("tried twice\n"))
+	return nil, errgrpc.ToGRPC(fmt.Errorf("resume c: %w: %w", cause, errdefs.ErrInvalidArgument))
 }
 
 func (s *slowTasks) Pause(context.Context, *tasksapi.PauseTaskRequest) (*emptypb.Empty, error) {
@@ -338,6 +344,15 @@ func TestPanicsBecomeInternalErrors(t *testing.T) {
 	}
 	if n := strings.Count(b.log.String(), "out of cheese"); n != 2 {
 		t.Errorf("the log has %d panics: %s", n, b.log)
+	}
+}
+
+func TestErrorsAreOneLine(t *testing.T) {
+	b := newServerBench(t)
+	_, err := b.client.TaskService().Resume(b.ctx(t), &tasksapi.ResumeTaskRequest{})
+	native := errgrpc.ToNative(err)
+	if got, want := native.Error(), "resume c: no such file; tried twice; invalid argument"; got != want || !errdefs.IsNotFound(native) {
+		t.Errorf("error is %q, want %q", got, want)
 	}
 }
 
