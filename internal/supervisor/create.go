@@ -21,6 +21,9 @@ const (
 	// of each one's strings.
 	maxMounts  = 256
 	maxOptions = 256 << 10
+	// maxRepeats bounds how often a request is sent again to the successor of
+	// a shim that ended over it.
+	maxRepeats = 5
 )
 
 // creation is one Create under way.
@@ -206,11 +209,15 @@ func (t *Task) callCreate(ctx context.Context, c *creation) error {
 	req := t.createRequest(c.cfg)
 	resp := &taskapi.CreateTaskResponse{}
 	err := t.keeper.call(ctx, t.s.calls.create, req, resp)
-	if errors.Is(err, errInterrupted) && t.group != nil {
-		ask := &taskapi.StateRequest{ID: t.id.Container}
-		if serr := t.keeper.call(ctx, t.s.calls.state, ask, &taskapi.StateResponse{}); errdefs.IsNotFound(serr) {
-			err = t.keeper.call(ctx, t.s.calls.create, req, resp)
+	for range maxRepeats {
+		if !errors.Is(err, errInterrupted) || t.group == nil {
+			break
 		}
+		ask := &taskapi.StateRequest{ID: t.id.Container}
+		if serr := t.keeper.call(ctx, t.s.calls.state, ask, &taskapi.StateResponse{}); !errdefs.IsNotFound(serr) {
+			break
+		}
+		err = t.keeper.call(ctx, t.s.calls.create, req, resp)
 	}
 	if err != nil {
 		return err
@@ -240,7 +247,11 @@ func (t *Task) undoOwn(ctx context.Context, cause error) error {
 	if !answered(cause) && t.keeper.connected() {
 		c := t.s.calls.del
 		c.limit = t.s.cfg.Timeouts.Signal
-		err := t.keeper.call(ctx, c, &taskapi.DeleteRequest{ID: t.id.Container}, &taskapi.DeleteResponse{})
+		req, resp := &taskapi.DeleteRequest{ID: t.id.Container}, &taskapi.DeleteResponse{}
+		err := t.keeper.call(ctx, c, req, resp)
+		for n := 0; n < maxRepeats && errors.Is(err, errInterrupted); n++ {
+			err = t.keeper.call(ctx, c, req, resp)
+		}
 		if err != nil && !errdefs.IsNotFound(err) {
 			return fmt.Errorf("%w (%w)", cause, errKept)
 		}

@@ -27,8 +27,11 @@ func (g *group) startGuard(ctx context.Context) (*bootapi.BootstrapResult, error
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.Timeouts.startGuard())
 	defer cancel()
 	v := invocation{path: s.cfg.ShimBinary, ns: g.id.namespace, id: g.id.name, action: "guard", dir: g.dir}
-	if v.env = s.cfg.ShimEnv; s.cfg.Linger > 0 {
-		v.env = append(v.env[:len(v.env):len(v.env)], "BERTH_SHIM_LINGER="+s.cfg.Linger.String())
+	// Daemons side by side have the same names for different containers: each
+	// keeps the OCI runtime's state in its own directory.
+	v.env = append([]string{"BERTH_RUNTIME_ROOT=" + filepath.Join(s.cfg.State, "runc")}, s.cfg.ShimEnv...)
+	if s.cfg.Linger > 0 {
+		v.env = append(v.env, "BERTH_SHIM_LINGER="+s.cfg.Linger.String())
 	}
 	params, err := s.bootstrapParams(v.ns, v.id, task.Any{})
 	if err != nil {

@@ -60,6 +60,7 @@ type keeper struct {
 	conn     *conn         // nil while there is none. Guarded by mu
 	changed  chan struct{} // closed and replaced at every change. Guarded by mu
 	failures int           // failed revivals. Guarded by mu
+	failure  error         // the last of them. Guarded by mu
 	lastErr  error         // why there is no connection. Guarded by mu
 	end      error         // errDead or errClosed once that is so. Guarded by mu
 	version  int32         // of the Task service. Guarded by mu
@@ -130,7 +131,7 @@ func (k *keeper) reconnect(ctx context.Context) *conn {
 			if err == nil {
 				continue
 			}
-			k.update(func() { k.lastErr, k.failures = err, k.failures+1 })
+			k.update(func() { k.failure, k.failures = err, k.failures+1 })
 		}
 		k.pause(ctx, backoff)
 		backoff = min(2*backoff, maxBackoff)
@@ -166,7 +167,7 @@ func (k *keeper) connection(ctx context.Context, impatient bool) (*conn, int32, 
 		if failures < 0 {
 			failures = k.failures
 		}
-		failed := k.failures > failures
+		failed, failure := k.failures > failures, k.failure
 		k.mu.Unlock()
 		switch {
 		case end != nil:
@@ -174,7 +175,7 @@ func (k *keeper) connection(ctx context.Context, impatient bool) (*conn, int32, 
 		case cn != nil && !cn.isClosed():
 			return cn, version, nil
 		case impatient && failed:
-			return nil, 0, fmt.Errorf("%s: %w", k.name, lastErr)
+			return nil, 0, fmt.Errorf("%s: %w", k.name, failure)
 		case impatient && !kicked:
 			kicked = true
 			select {

@@ -70,12 +70,12 @@ func (p *process) do(ctx context.Context, op task.Operation, c call, req, resp p
 		return err
 	}
 	p.mu.Lock()
-	gone, refused := p.gone, p.refused
+	gone, ended := p.gone, p.exit != nil || p.refused != nil
 	p.mu.Unlock()
 	switch {
 	case gone:
 		return p.stateError(task.Deleted, op)
-	case refused != nil:
+	case ended:
 		if err := p.stateError(task.Stopped, op); err != nil {
 			return err
 		}
@@ -193,7 +193,7 @@ func refusedExit(cause error) *task.Exit {
 
 // Kill sends a signal.
 func (p *process) Kill(ctx context.Context, signal syscall.Signal, all bool) error {
-	if signal <= 0 || signal > 64 {
+	if signal < 0 || signal > 64 {
 		return fmt.Errorf("signal %d does not exist: %w", int(signal), errdefs.ErrInvalidArgument)
 	}
 	return p.do(ctx, task.OpKill, p.t.s.calls.kill, &taskapi.KillRequest{

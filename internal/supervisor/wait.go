@@ -42,12 +42,12 @@ func (p *process) waiter() (*waiter, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
+	case p.gone:
+		return nil, p.stateError(task.Deleted, task.OpWait)
 	case p.exit != nil:
 		return ended(*p.exit), nil
 	case p.refused != nil:
 		return ended(*refusedExit(p.refused)), nil
-	case p.gone:
-		return nil, p.stateError(task.Deleted, task.OpWait)
 	case p.wait != nil:
 		return p.wait, nil
 	}
@@ -72,8 +72,9 @@ func (p *process) await(ctx context.Context, w *waiter) {
 	resp := &taskapi.WaitResponse{}
 	req := &taskapi.WaitRequest{ID: p.t.id.Container, ExecID: p.execID}
 	err := p.t.call(ctx, p.t.s.calls.wait, req, resp)
-	if errors.Is(err, errDead) {
-		// Whoever cleans up after the shim learns the status.
+	if errors.Is(err, errDead) || errors.Is(err, errClosed) {
+		// Whoever cleans up after the shim, or deletes the task, tells how the
+		// process ended.
 		select {
 		case <-w.done:
 		case <-ctx.Done():
