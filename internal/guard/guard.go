@@ -80,11 +80,11 @@ func Run(cfg Config) error {
 	pause := minPause
 	for first := true; ; first = false {
 		started := time.Now()
-		bye, err := g.live(first)
+		served, bye, err := g.live(first)
 		if bye {
 			return nil
 		}
-		if first && err != nil {
+		if first && !served {
 			return err
 		}
 		if time.Since(started) > quickDeath {
@@ -96,11 +96,12 @@ func Run(cfg Config) error {
 	}
 }
 
-// live runs one shim from its start to its end.
-func (g *guard) live(first bool) (bye bool, err error) {
+// live runs one shim from its start to its end. served: the first one did
+// serve its socket; later ones are not asked.
+func (g *guard) live(first bool) (served, bye bool, err error) {
 	conn, peer, err := socketPair()
 	if err != nil {
-		return false, err
+		return false, false, err
 	}
 	defer conn.Close()
 	cmd := g.cfg.Command()
@@ -108,7 +109,7 @@ func (g *guard) live(first bool) (bye bool, err error) {
 	err = cmd.Start()
 	peer.Close()
 	if err != nil {
-		return false, fmt.Errorf("start the shim: %w", err)
+		return false, false, fmt.Errorf("start the shim: %w", err)
 	}
 	g.mu.Lock()
 	g.shim, g.adopted = cmd.Process, false
@@ -134,12 +135,12 @@ func (g *guard) live(first bool) (bye bool, err error) {
 			}
 		case err := <-waitErr:
 			<-ended
-			return s.bye && err == nil, fmt.Errorf("the shim ended before it served: %w", orExit0(err))
+			return false, s.bye && err == nil, fmt.Errorf("the shim ended before it served: %w", orExit0(err))
 		case <-timeout.C:
 			cmd.Process.Kill()
 			<-waitErr
 			<-ended
-			return false, fmt.Errorf("the shim did not serve within %s", startTimeout)
+			return false, false, fmt.Errorf("the shim did not serve within %s", startTimeout)
 		}
 	}
 	err = <-waitErr
@@ -148,7 +149,7 @@ func (g *guard) live(first bool) (bye bool, err error) {
 	g.mu.Lock()
 	g.shim, g.adopted = nil, false
 	g.mu.Unlock()
-	return s.bye && err == nil, orExit0(err)
+	return true, s.bye && err == nil, orExit0(err)
 }
 
 func orExit0(err error) error {
