@@ -195,7 +195,7 @@ func (t *Task) bury(ctx context.Context) (task.Exit, error) {
 	if err != nil {
 		return task.Exit{}, fmt.Errorf("clean up after the dead shim of %s: %w", t.id, err)
 	}
-	if err := t.bundle.Delete(); err != nil {
+	if err := errors.Join(t.foreign.removeSockets(), t.bundle.Delete()); err != nil {
 		return task.Exit{}, err
 	}
 	t.s.publish(t.id.Namespace, "/tasks/delete", &eventsapi.TaskDelete{

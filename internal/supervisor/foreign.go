@@ -2,15 +2,19 @@ package supervisor
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"net"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
 	eventsapi "github.com/containerd/containerd/api/events"
 	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -234,4 +238,27 @@ func (f *foreign) reported() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.exited
+}
+
+// removeSockets removes the sockets that a shim left when it was killed. Their
+// names are hashes of what the shim was started with; they are the shim's own
+// unless it serves a group, whose next shim replaces them.
+func (f *foreign) removeSockets() error {
+	own := filepath.Join(f.t.s.cfg.Address, f.t.id.Namespace, f.t.id.Container)
+	var errs []error
+	for _, name := range []string{own, filepath.Join(own, "debug")} {
+		path := filepath.Join(f.t.s.cfg.SocketDir, fmt.Sprintf("%x", sha256.Sum256([]byte(name))))
+		c, err := net.DialTimeout("unix", path, time.Second)
+		if err == nil {
+			c.Close()
+			continue
+		}
+		if !errors.Is(err, unix.ECONNREFUSED) {
+			continue
+		}
+		if err := os.Remove(path); !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }

@@ -154,6 +154,8 @@ type harness struct {
 	sup    *Supervisor
 	// runtime is what Config names; "" for Berth's shim.
 	runtime string
+	// annotations of the specs that Config makes.
+	annotations map[string]string
 }
 
 // newHarness opens a supervisor. change may be nil.
@@ -406,7 +408,7 @@ func process1(script string) *specs.Process {
 func (h *harness) spec(t *testing.T, id, script string) []byte {
 	t.Helper()
 	s := specs.Spec{
-		Version: "1.0.2", Process: process1(script),
+		Version: "1.0.2", Process: process1(script), Annotations: h.annotations,
 		Root: &specs.Root{Path: "rootfs", Readonly: true},
 		Mounts: []specs.Mount{
 			{Destination: "/proc", Type: "proc", Source: "proc"},
