@@ -43,6 +43,9 @@ func parseBootstrapText(out []byte) (*bootapi.BootstrapResult, error) {
 		}
 		return checkBootstrap(&result)
 	}
+	if bytes.ContainsFunc(out, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return nil, badAddress(string(out))
+	}
 	return checkBootstrap(&bootapi.BootstrapResult{Version: 2, Address: string(out), Protocol: protocolTTRPC})
 }
 

@@ -112,7 +112,7 @@ func run(ctx context.Context, cmd *exec.Cmd) (stdout []byte, complaint string, e
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	// A server that the command leaves behind may hold the pipes.
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = 500 * time.Millisecond
 	err = cmd.Run()
 	complaint = strings.TrimSpace(stderr.buf.String())
 	switch {
