@@ -57,7 +57,7 @@ func (a *App) Run(ctx context.Context, args []string) int {
 	root := a.root()
 	err := root.Run(ctx, args)
 	if err != nil && errors.Is(context.Cause(ctx), errInterrupted) {
-		err = &exitError{code: 130, err: errInterrupted}
+		err = &exitError{code: 130} // the user knows why
 	}
 	return a.report(verbOf(args, root), err)
 }

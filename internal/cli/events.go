@@ -8,6 +8,7 @@ import (
 	"io"
 	"time"
 
+	_ "github.com/containerd/containerd/api/events" // the types of what is printed
 	"github.com/containerd/containerd/v2/core/events"
 	"github.com/containerd/typeurl/v2"
 	"github.com/urfave/cli/v3"
