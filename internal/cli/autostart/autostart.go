@@ -78,11 +78,13 @@ func Start(ctx context.Context, cfg Config) error {
 	}
 	died := make(chan error, 1)
 	go func() { died <- cmd.Wait() }() // ends with the daemon, or with this program
-	return await(ctx, cfg, died, from)
+	return await(ctx, cfg, cmd.Process.Pid, died, from)
 }
 
 // await polls: a socket says nothing when it begins to be served.
-func await(ctx context.Context, cfg Config, died <-chan error, from int64) error {
+// A daemon that is slow is left to go on: to end it in the middle of a
+// recovery would make it slower still.
+func await(ctx context.Context, cfg Config, pid int, died <-chan error, from int64) error {
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -98,7 +100,8 @@ func await(ctx context.Context, cfg Config, died <-chan error, from int64) error
 			return fmt.Errorf("daemon: berthd did not start (%w): %s (log: %s)", err, tail(cfg.LogFile, from), cfg.LogFile)
 		case <-ctx.Done():
 			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-				return fmt.Errorf("daemon: berthd serves nothing at %s after %v: %s (log: %s)", cfg.Address, cfg.Patience, tail(cfg.LogFile, from), cfg.LogFile)
+				return fmt.Errorf("daemon: berthd (pid %d) serves nothing at %s after %v, and goes on trying: %s (log: %s)",
+					pid, cfg.Address, cfg.Patience, tail(cfg.LogFile, from), cfg.LogFile)
 			}
 			return ctx.Err()
 		}
