@@ -102,7 +102,7 @@ func (p *process) callDelete(ctx context.Context) (task.Exit, error) {
 // a process that never ran is not told that it ended: vanish tells them; and
 // the status 0 that some shims give for it is not passed on.
 func (p *process) deleted(resp *taskapi.DeleteResponse) task.Exit {
-	exit := task.Exit{Pid: resp.Pid, Status: resp.ExitStatus, At: timeOf(resp.ExitedAt)}
+	exit := p.complete(task.Exit{Pid: resp.Pid, Status: resp.ExitStatus, At: timeOf(resp.ExitedAt)})
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.refused != nil {
@@ -138,7 +138,7 @@ func (p *process) deleteExec(ctx context.Context) (task.Exit, error) {
 // task in the list, its exit on record, so that the caller can try again.
 func (t *Task) deleteTask(ctx context.Context) (task.Exit, error) {
 	if t.keeper == nil {
-		return t.deleteBroken()
+		return t.deleteBroken(ctx)
 	}
 	exit, err := t.callDelete(ctx)
 	switch {
@@ -157,8 +157,12 @@ func (t *Task) deleteTask(ctx context.Context) (task.Exit, error) {
 	return exit, err
 }
 
-// deleteBroken removes a bundle from which no shim could be found.
-func (t *Task) deleteBroken() (task.Exit, error) {
+// deleteBroken removes a bundle from which no shim could be found. A foreign
+// shim's "delete" command may still find it.
+func (t *Task) deleteBroken(ctx context.Context) (task.Exit, error) {
+	if t.foreign != nil {
+		t.foreign.dismiss(ctx)
+	}
 	if err := t.bundle.Delete(); err != nil {
 		return task.Exit{}, err
 	}

@@ -168,12 +168,16 @@ func (t *Task) loadForeign(ctx context.Context) error {
 	}
 	t.foreign = f
 	f.result, err = readBootstrap(t.bundle)
-	if err != nil {
-		// A shim may run that did not say where. Its command knows.
+	switch {
+	case err == nil:
+		return t.rejoin(ctx)
+	case errdefs.IsNotFound(err):
+		// It was being started when the daemon ended: there is no container,
+		// but a shim may run. Its command knows.
 		f.dismiss(ctx)
 		return t.discard()
 	}
-	return t.rejoin(ctx)
+	return err // no proof of anything: whoever deletes the task ends it
 }
 
 func (t *Task) rejoin(ctx context.Context) error {

@@ -112,7 +112,11 @@ func (p *process) State(ctx context.Context) (task.State, error) {
 	err := p.do(ctx, task.OpState, p.t.s.calls.state, req, resp)
 	switch {
 	case err == nil:
-		return p.learn(stateOf(p.t.id, p.execID, resp)), nil
+		st := stateOf(p.t.id, p.execID, resp)
+		if st.Exit != nil && p.known() == nil {
+			*st.Exit = p.complete(*st.Exit)
+		}
+		return p.learn(st), nil
 	case ctx.Err() != nil:
 		return task.State{}, ctx.Err()
 	case errdefs.IsUnavailable(err) || errdefs.IsDeadlineExceeded(err):
@@ -145,6 +149,8 @@ func (p *process) learn(st task.State) task.State {
 	case task.Stopped:
 		if p.exit != nil {
 			st.Exit = p.exit
+		} else if p.seen != nil {
+			st.Exit = p.seen
 		} else if st.Exit != nil && !st.Exit.At.IsZero() {
 			exit := *st.Exit
 			p.seen = &exit

@@ -80,6 +80,10 @@ func (p *process) await(ctx context.Context, w *waiter) {
 		case <-ctx.Done():
 		}
 	}
+	exit := task.Exit{Status: resp.ExitStatus, At: timeOf(resp.ExitedAt)}
+	if err == nil {
+		exit = p.complete(exit)
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.wait != w {
@@ -91,7 +95,7 @@ func (p *process) await(ctx context.Context, w *waiter) {
 	case err != nil:
 		p.endWait(task.Exit{}, err)
 	default:
-		p.settleLocked(task.Exit{Pid: p.last.Pid, Status: resp.ExitStatus, At: timeOf(resp.ExitedAt)})
+		p.settleLocked(exit)
 	}
 }
 
