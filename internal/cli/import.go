@@ -141,7 +141,7 @@ func (s *session) load(ctx context.Context, body *counted, l *loading) error {
 		return err
 	}
 	progress, done := s.progress(l.quiet)
-	err = s.client.Transfer(ctx, archive.NewImageImportStream(body, ""), image.NewStore("", append(l.opts, refs)...), transfer.WithProgress(progress))
+	err = s.transfer(ctx, archive.NewImageImportStream(body, ""), image.NewStore("", append(l.opts, refs)...), transfer.WithProgress(progress))
 	done()
 	switch {
 	case err != nil && ctx.Err() != nil:

@@ -19,6 +19,8 @@ type pendingLease struct {
 	lease leases.Lease  // the id is ours, so that it can be dropped whatever became of the call
 	ready chan struct{} // closed when err is set
 	err   error
+	// purge collects the garbage before the drop is done.
+	purge bool
 }
 
 func (s *session) startLease(ctx context.Context) *pendingLease {
@@ -45,7 +47,11 @@ func (l *pendingLease) drop() {
 		<-l.ready
 		ctx, cancel := cleanup(l.ctx)
 		defer cancel()
-		if err := l.s.client.LeasesService().Delete(ctx, l.lease); err != nil && !errdefs.IsNotFound(err) && l.err == nil {
+		var opts []leases.DeleteOpt
+		if l.purge {
+			opts = append(opts, leases.SynchronousDelete)
+		}
+		if err := l.s.client.LeasesService().Delete(ctx, l.lease, opts...); err != nil && !errdefs.IsNotFound(err) && l.err == nil {
 			l.s.warnf("lease %s: %v (it ends by itself within %v)", l.lease.ID, err, leaseTime)
 		}
 	})

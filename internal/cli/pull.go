@@ -166,7 +166,7 @@ func (s *session) pull(ctx context.Context, r pullRequest) error {
 		return err
 	}
 	progress, done := s.progress(r.quiet)
-	err = s.client.Transfer(ctx, src, store, transfer.WithProgress(progress))
+	err = s.transfer(ctx, src, store, transfer.WithProgress(progress))
 	done()
 	switch {
 	case errdefs.IsNotFound(err):
@@ -180,6 +180,22 @@ func (s *session) pull(ctx context.Context, r pullRequest) error {
 		s.printf("%s\n", name)
 	}
 	return nil
+}
+
+// transfer lets the daemon move an image under a lease of ours: the one that
+// it would make itself it cannot drop when the transfer is cancelled, and half
+// an image would stay for a day.
+func (s *session) transfer(ctx context.Context, src, dst any, opts ...transfer.Opt) error {
+	lease := s.startLease(ctx)
+	defer lease.drop()
+	leased, err := lease.context(ctx)
+	if err != nil {
+		return err
+	}
+	err = s.client.Transfer(leased, src, dst, opts...)
+	// A blob that came damaged would be taken up again by the next try.
+	lease.purge = err != nil
+	return err
 }
 
 // store says what to keep of an image.
