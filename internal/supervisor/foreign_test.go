@@ -8,7 +8,6 @@ import (
 
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 
 	"github.com/berthd/berth/internal/bundle"
 	"github.com/berthd/berth/task"
@@ -167,11 +166,7 @@ func TestStockShimHangs(t *testing.T) {
 	h.open()
 	c := h.run("hangs", tasktest.Forever)
 	h.run("well", tasktest.Forever)
-	shim := h.shimOf("hangs")
-	if err := unix.Kill(shim.pid, unix.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Kill(shim.pid, unix.SIGCONT)
+	resume := h.stop(h.shimOf("hangs"))
 	if st, err := c.State(h.ctx()); err != nil || !st.Stale || st.Status != task.Running {
 		t.Errorf("state: %+v, %v; want running, stale", st, err)
 	}
@@ -186,9 +181,7 @@ func TestStockShimHangs(t *testing.T) {
 	if got := h.events.of(task.EventExit, "hangs"); len(got) != 0 {
 		t.Errorf("%+v", got)
 	}
-	if err := unix.Kill(shim.pid, unix.SIGCONT); err != nil {
-		t.Fatal(err)
-	}
+	resume()
 	h.poll("the shim to answer", func() bool {
 		st, err := c.State(h.ctx())
 		return err == nil && !st.Stale && st.Status == task.Running
@@ -264,9 +257,7 @@ func TestStockGroup(t *testing.T) {
 	if err := shim.kill(); err != nil {
 		t.Fatal(err)
 	}
-	h.wait(b, 137)
-	h.wait(c, 137)
-	for _, name := range []string{"b", "c"} {
+	for _, name := range []string{b.ID().Container, c.ID().Container} {
 		h.once(task.EventDelete, name, 137)
 	}
 	// The sockets of a group wait for its next shim.

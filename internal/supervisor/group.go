@@ -68,18 +68,9 @@ type group struct {
 // back with release.
 func (s *Supervisor) acquire(ctx context.Context, id groupID, key string) (*group, error) {
 	for {
-		g, err := s.findGroup(id, key)
-		if err != nil {
-			return nil, err
-		}
-		g.mu.Lock()
-		ended := g.ended
-		if !ended {
-			g.refs++
-		}
-		g.mu.Unlock()
-		if !ended {
-			return g, nil
+		g, ok, err := s.findGroup(id, key, true)
+		if ok || err != nil {
+			return g, err
 		}
 		// It is on its way out; the next of its name comes after it.
 		select {
@@ -90,34 +81,51 @@ func (s *Supervisor) acquire(ctx context.Context, id groupID, key string) (*grou
 	}
 }
 
-func (s *Supervisor) findGroup(id groupID, key string) (*group, error) {
+// refer takes a reference, unless the group has ended.
+func (g *group) refer() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.ended {
+		return false
+	}
+	g.refs++
+	return true
+}
+
+func (g *group) release() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.refs--
+}
+
+// findGroup makes the group where there is none. With refer it takes a
+// reference, before the keeper of a new group can find that nobody needs it; ok
+// is false when the group has ended.
+func (s *Supervisor) findGroup(id groupID, key string, refer bool) (g *group, ok bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closing {
-		return nil, errClosed
+		return nil, false, errClosed
 	}
 	if g := s.groups[id]; g != nil {
-		return g, nil
+		return g, !refer || g.refer(), nil
 	}
-	g := &group{
+	g = &group{
 		s: s, id: id, key: key,
 		dir:  filepath.Join(s.groupRoot, id.namespace, id.name),
 		done: make(chan struct{}),
+	}
+	if refer {
+		g.refs = 1
 	}
 	g.log = s.cfg.Log.With("namespace", id.namespace, "group", key)
 	g.keeper = newKeeper(g.name(), g, 3, groupCalls)
 	s.groups[id] = g
 	s.loops.Go(func() { g.keeper.run(s.ctx, nil) })
-	return g, nil
+	return g, true, nil
 }
 
 func (g *group) name() string { return fmt.Sprintf("Berth's shim of %s/%s", g.id.namespace, g.key) }
-
-func (g *group) release() {
-	g.mu.Lock()
-	g.refs--
-	g.mu.Unlock()
-}
 
 // dial connects to the group's socket. The guard holds it open as well:
 // while a shim is replaced, a connection is made and its calls are answered by
@@ -227,13 +235,9 @@ func (g *group) pair() []identity {
 // revive starts guard and shim anew for the group's tasks; the new shim takes
 // them up from disk. Without tasks the group ends.
 func (g *group) revive(ctx context.Context) (bool, error) {
-	g.mu.Lock()
-	if g.refs == 0 {
-		g.ended = true
-		g.mu.Unlock()
+	if g.unused() {
 		return false, nil
 	}
-	g.mu.Unlock()
 	if g.s.cfg.ShimBinary == "" {
 		return true, fmt.Errorf("%s is not installed: %w", ownShim, errdefs.ErrNotFound)
 	}
@@ -246,6 +250,14 @@ func (g *group) revive(ctx context.Context) (bool, error) {
 		return true, fmt.Errorf("encode the address of %s: %w", g.name(), err)
 	}
 	return true, replaceFile(filepath.Join(g.dir, bundle.BootstrapFile), data)
+}
+
+// unused ends the group if nobody needs it.
+func (g *group) unused() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.ended = g.refs == 0
+	return g.ended
 }
 
 // end takes the group away, unless its shim goes on without the supervisor.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	goruntime "runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -20,6 +21,7 @@ import (
 	"github.com/containerd/ttrpc"
 	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/berthd/berth/internal/bundle"
@@ -225,6 +227,13 @@ func (h *harness) close() {
 	if err := h.sup.Close(ctx); err != nil {
 		h.t.Error(err)
 	}
+	// Of the transport's goroutines, the last may be about to end.
+	h.poll("the supervisor's goroutines to end", func() bool {
+		buf := make([]byte, 1<<20)
+		stacks := string(buf[:goruntime.Stack(buf, true)])
+		return !strings.Contains(stacks, "supervisor.(*Supervisor)") && !strings.Contains(stacks, "supervisor.(*keeper)") &&
+			!strings.Contains(stacks, "supervisor.copyLog") && !strings.Contains(stacks, "supervisor.(*Task)")
+	})
 }
 
 func (h *harness) reopen() {
@@ -309,6 +318,31 @@ func (h *harness) processes() []string {
 		}
 	}
 	return found
+}
+
+// stop stops a process, until resume is called or the test ends.
+func (h *harness) stop(id identity) (resume func()) {
+	h.t.Helper()
+	if err := unix.Kill(id.pid, unix.SIGSTOP); err != nil {
+		h.t.Fatal(err)
+	}
+	resume = sync.OnceFunc(func() { unix.Kill(id.pid, unix.SIGCONT) })
+	h.t.Cleanup(resume)
+	// The signal is sent; every thread stops when it is its turn.
+	h.poll("the process to stop", func() bool {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", id.pid))
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		for _, path := range threads {
+			stat, err := os.ReadFile(path)
+			if err != nil || !strings.Contains(string(stat), ") T ") {
+				return false
+			}
+		}
+		return len(threads) > 0
+	})
+	return resume
 }
 
 func (h *harness) poll(what string, done func() bool) {

@@ -212,7 +212,7 @@ func (s *Supervisor) sweepGroups() {
 		id := groupID{namespace: path.Dir(dir), name: path.Base(dir)}
 		key, err := s.storedKey(id)
 		if err == nil {
-			_, err = s.findGroup(id, key)
+			_, _, err = s.findGroup(id, key, false)
 		}
 		if err != nil && !errors.Is(err, errClosed) {
 			s.cfg.Log.Warn("directory is not that of a group", "path", dir, "error", err)

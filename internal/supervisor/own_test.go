@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"sync"
 	"testing"
 	"time"
 
@@ -251,12 +250,7 @@ func TestOwnShimHangs(t *testing.T) {
 	h.cfg.Timeouts = Timeouts{State: 200 * time.Millisecond, Signal: 200 * time.Millisecond}
 	h.open()
 	c := h.run("c", tasktest.Forever)
-	shim := h.pidOf("shim.pid")
-	if err := unix.Kill(shim.pid, unix.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
-	resume := sync.OnceFunc(func() { unix.Kill(shim.pid, unix.SIGCONT) })
-	defer resume()
+	resume := h.stop(h.pidOf("shim.pid"))
 	st, err := c.State(h.ctx())
 	if err != nil || !st.Stale || st.Status != task.Running {
 		t.Errorf("state: %+v, %v; want running, stale", st, err)
