@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync"
+	"testing"
 	"time"
 )
 
@@ -84,4 +85,15 @@ func programs(kind Kind) (*Binaries, error) {
 		}
 	}
 	return b, nil
+}
+
+// Shim returns the path of Berth's shim, for a test that puts it under another
+// daemon.
+func Shim(tb testing.TB) string {
+	tb.Helper()
+	b, err := programs(Berth)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return b.Shim
 }

@@ -118,6 +118,7 @@ func (d *Daemon) leftOnMachine() []string {
 		filepath.Join(d.Root, "io.containerd.runtime.v2.task", d.Namespace),
 		filepath.Join(d.State, "io.containerd.berth.group", d.Namespace),
 		filepath.Join(d.Dir, "s"),
+		filepath.Join(d.State, "s"),
 	} {
 		left = append(left, prefixed("file ", names(dir))...)
 	}

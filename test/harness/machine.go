@@ -137,7 +137,7 @@ func (d *Daemon) sockets() []string {
 		if len(fields) < 8 || !strings.HasPrefix(fields[7], d.Dir+"/") {
 			continue
 		}
-		if path := fields[7]; path != d.Address && path != d.Address+".ttrpc" {
+		if path := fields[7]; !d.ownSocket(path) {
 			seen[path] = true
 		}
 	}
@@ -147,6 +147,12 @@ func (d *Daemon) sockets() []string {
 	}
 	sort.Strings(found)
 	return found
+}
+
+// ownSocket says whether the daemon itself listens there. A socket keeps the
+// name that it was bound to, hidden ones before they got their final name.
+func (d *Daemon) ownSocket(path string) bool {
+	return path == d.Address || path == d.Address+".ttrpc" || strings.HasPrefix(path, d.Dir+"/.")
 }
 
 // fifoParents are where clients put the FIFOs of a container's stdio.

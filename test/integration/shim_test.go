@@ -168,7 +168,8 @@ func TestStockShimKilled(t *testing.T) {
 	t.Parallel()
 	d := harness.Start(t, harness.Config{})
 	id := d.ID("foreign")
-	start(t, d, id, "--runtime", d.Programs.StockShim)
+	// No client is left that would remove FIFOs.
+	start(t, d, id, "--null-io", "--runtime", d.Programs.StockShim)
 	p, topics := watch(t, d)
 	pid := d.TaskPID(t, id)
 	d.KillShim(t)

@@ -1,0 +1,132 @@
+// Bench measures Berth beside stock containerd: both daemons run at the same
+// time on this machine, with the same OCI runtime and the same image, and take
+// turns, so that what else the machine does falls on both alike. The ratios
+// count, not the milliseconds.
+//
+// usage: go run ./bench [-n ROUNDS] [-only ROW,…] [-json FILE]   (as root, after make build peers)
+//
+// Rows:
+//
+//	run     run --rm IMAGE true, from the start of the client to its end
+//	exec    exec CONTAINER true, the same way
+//	memory  PSS of all engine processes with N idle containers
+//	calls   programs started and files synced by the engine in one run
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// options are the command line's.
+type options struct {
+	rounds     int
+	containers int
+	settle     time.Duration
+	only       []string
+	engines    []string
+	json       string
+	source     string // the source tree, which has bin and out/peers/bin
+	runc       string
+}
+
+var rows = []string{"run", "exec", "memory", "calls"}
+
+func main() {
+	opts, err := parse(os.Args[1:])
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(2)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, opts); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		stop()
+		os.Exit(1)
+	}
+}
+
+func parse(args []string) (options, error) {
+	var opts options
+	var only, engines string
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	flags.IntVar(&opts.rounds, "n", 20, "rounds of each timed row")
+	flags.IntVar(&opts.containers, "containers", 50, "idle containers for the memory row")
+	flags.DurationVar(&opts.settle, "settle", 10*time.Second, "how long the engine idles before its memory is read")
+	flags.StringVar(&only, "only", "", "rows to measure, with commas: "+strings.Join(rows, ","))
+	flags.StringVar(&engines, "engines", "stock,berth", "daemons to measure")
+	flags.StringVar(&opts.json, "json", "", "write the figures to this file")
+	flags.StringVar(&opts.source, "source", ".", "source tree with bin/ and out/peers/bin/")
+	flags.StringVar(&opts.runc, "runc", "", "OCI runtime (default: the one in out/peers/bin)")
+	if err := flags.Parse(args); err != nil {
+		return opts, err
+	}
+	if opts.rounds < 1 || opts.containers < 1 {
+		return opts, errors.New("-n and -containers: want at least 1")
+	}
+	opts.only, opts.engines = rows, strings.Split(engines, ",")
+	if only != "" {
+		opts.only = strings.Split(only, ",")
+	}
+	for _, row := range opts.only {
+		if !slices.Contains(rows, row) {
+			return opts, fmt.Errorf("-only %s: there is no such row, want %s", row, strings.Join(rows, ", "))
+		}
+	}
+	for _, name := range opts.engines {
+		if name != stock && name != berth {
+			return opts, fmt.Errorf("-engines %s: want %s or %s", name, stock, berth)
+		}
+	}
+	var err error
+	if opts.source, err = filepath.Abs(opts.source); err != nil {
+		return opts, err
+	}
+	if opts.runc == "" {
+		opts.runc = filepath.Join(opts.source, "out", "peers", "bin", "runc")
+	}
+	return opts, nil
+}
+
+// run starts the daemons, measures the rows and prints the report.
+func run(ctx context.Context, opts options) (err error) {
+	lab, err := openLab(ctx, opts)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, lab.close()) }()
+	report := newReport(ctx, lab)
+	for _, row := range opts.only {
+		fmt.Fprintf(os.Stderr, "bench: %s\n", row)
+		var measured []figure
+		switch row {
+		case "run":
+			measured, err = lab.measureRun(ctx)
+		case "exec":
+			measured, err = lab.measureExec(ctx)
+		case "memory":
+			measured, err = lab.measureMemory(ctx)
+		case "calls":
+			measured, err = lab.measureCalls(ctx)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", row, err)
+		}
+		report.Figures = append(report.Figures, measured...)
+	}
+	report.print(os.Stdout)
+	if opts.json == "" {
+		return nil
+	}
+	return report.write(opts.json)
+}

@@ -1,0 +1,79 @@
+package integration
+
+import (
+	"testing"
+
+	"github.com/berthd/berth/test/harness"
+)
+
+// TestShimUnderStock puts Berth's shim under stock containerd, named by its
+// path: what clients do with stock's own shim works, a restart included.
+func TestShimUnderStock(t *testing.T) {
+	t.Parallel()
+	d := harness.Start(t, harness.Config{Kind: harness.Stock})
+	shim := harness.Shim(t)
+	r := d.Ctr(t, "run", "--rm", "--runtime", shim, harness.Image, d.ID("front"), "sh", "-c", "echo out; echo err >&2; exit 7")
+	if r.Code != 7 || r.Stdout != "out\n" || r.Stderr != "err\n" {
+		t.Error(r)
+	}
+
+	id := d.ID("dropin")
+	start(t, d, id, "--runtime", shim)
+	pid := d.TaskPID(t, id)
+	if shims := d.Shims(); len(shims) != 1 {
+		t.Errorf("shims %v, want one", shims)
+	}
+	if guards := d.Guards(); len(guards) != 0 {
+		t.Errorf("guards %v under a daemon that is not Berth's", guards)
+	}
+	exec := func() {
+		t.Helper()
+		if r := d.Ctr(t, "tasks", "exec", "--exec-id", d.ID("e"), id, "sh", "-c", "echo in; exit 5"); r.Code != 5 || r.Stdout != "in\n" {
+			t.Error(r)
+		}
+	}
+	exec()
+	d.MustCtr(t, "tasks", "pause", id)
+	d.MustCtr(t, "tasks", "resume", id)
+	d.MustCtr(t, "tasks", "metrics", id)
+	d.Kill(t)
+	d.Boot(t)
+	d.AwaitStatus(t, id, "RUNNING")
+	if got := d.TaskPID(t, id); got != pid {
+		t.Errorf("pid %d, was %d", got, pid)
+	}
+	exec()
+	exit := d.WaitTask(t, id)
+	d.MustCtr(t, "tasks", "kill", id)
+	if code := exit(); code != 42 {
+		t.Errorf("exit code %d, want 42", code)
+	}
+	remove(t, d, id)
+}
+
+// TestShimUnderStockTerminal is a shell on a terminal of Berth's shim.
+func TestShimUnderStockTerminal(t *testing.T) {
+	t.Parallel()
+	d := harness.Start(t, harness.Config{Kind: harness.Stock})
+	term := d.SpawnTerminal(t, 91, 33, d.Programs.Ctr, "run", "--rm", "--tty", "--runtime", harness.Shim(t), harness.Image, d.ID("tty"), "sh")
+	term.AwaitReply(t, "stty size", "33 91")
+	term.Type(t, "exit 9\n")
+	if code := term.Wait(t); code != 9 {
+		t.Errorf("exit code %d, want 9\n%q", code, term.Output())
+	}
+}
+
+// TestShimUnderStockKilled kills it: under stock containerd its container goes
+// with it, and nothing is left.
+func TestShimUnderStockKilled(t *testing.T) {
+	t.Parallel()
+	d := harness.Start(t, harness.Config{Kind: harness.Stock})
+	id := d.ID("killed")
+	// No client is left that would remove FIFOs.
+	start(t, d, id, "--null-io", "--runtime", harness.Shim(t))
+	pid := d.TaskPID(t, id)
+	d.KillShim(t)
+	awaitEnd(t, pid)
+	d.AwaitStatus(t, id, "")
+	d.MustCtr(t, "containers", "rm", id)
+}
