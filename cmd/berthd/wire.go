@@ -15,8 +15,12 @@ import (
 	"github.com/berthd/berth/internal/version"
 )
 
-// stopTimeout bounds the stop: calls in progress get that long.
-const stopTimeout = 10 * time.Second
+const (
+	// stopTimeout is how long calls in progress get to end.
+	stopTimeout = 10 * time.Second
+	// giveUpTimeout is how long they get to notice that they were cancelled.
+	giveUpTimeout = 5 * time.Second
+)
 
 // serve runs the daemon until a signal stops it.
 //
@@ -41,8 +45,9 @@ func serve(ctx context.Context, cfg *config) (err error) {
 	}
 	var served <-chan error
 	defer func() {
-		err = errors.Join(err, closeEngine(e))
-		if served != nil {
+		if cerr := closeEngine(e); cerr != nil {
+			err = errors.Join(err, cerr)
+		} else if served != nil {
 			err = errors.Join(err, <-served)
 		}
 	}()
@@ -93,10 +98,19 @@ func serveAPI(e *engine.Engine, l net.Listener) <-chan error {
 	return served
 }
 
+// closeEngine stops the engine, or gives up: what is on disk is good at any
+// moment.
 func closeEngine(e *engine.Engine) error {
 	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
-	return e.Close(ctx)
+	closed := make(chan error, 1)
+	go func() { closed <- e.Close(ctx) }()
+	select {
+	case err := <-closed:
+		return err
+	case <-time.After(stopTimeout + giveUpTimeout):
+		return fmt.Errorf("calls in progress did not end within %v", stopTimeout+giveUpTimeout)
+	}
 }
 
 // writePidFile writes the pid for scripts; the daemon itself does not rely on

@@ -17,62 +17,67 @@ var waiting = map[string]bool{
 	"/grpc.health.v1.Health/Watch":                       true,
 }
 
-// callCount counts the calls in progress, but for those that wait, so that a
-// server can stop between calls.
+// callCount knows the calls in progress, so that a server can stop between
+// calls: when only those are left that wait, they are told to end. Not before:
+// a call in progress may use a stream.
 type callCount struct {
+	// idle ends when the server stops and no call but those that wait is in
+	// progress.
+	idle   context.Context //nolint:containedctx // not a call's: the server's life
+	cancel context.CancelFunc
+
 	mu       sync.Mutex
-	calls    int  // guarded by mu
-	draining bool // guarded by mu; no call begins any more
-	// idle is closed when draining and calls is 0.
-	idle chan struct{}
+	calls    int  // without those that wait; guarded by mu
+	stopping bool // no call begins any more; guarded by mu
 }
 
-func newCallCount() *callCount { return &callCount{idle: make(chan struct{})} }
+func newCallCount() *callCount {
+	c := &callCount{}
+	c.idle, c.cancel = context.WithCancel(context.Background())
+	return c
+}
 
 var errStopping = status.Error(codes.Unavailable, "the daemon is stopping; try again when it is back")
 
-// begin notes a call, or refuses it. The caller calls end when the call ends.
-func (c *callCount) begin(method string) (end func(), err error) {
+// begin notes a call, or refuses it. The call gets the context that is
+// returned; the caller calls end when the call has ended.
+func (c *callCount) begin(ctx context.Context, method string) (_ context.Context, end func(), err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.draining {
-		return nil, errStopping
+	if c.stopping {
+		return nil, nil, errStopping
 	}
-	if waiting[method] {
-		return func() {}, nil
+	if !waiting[method] {
+		c.calls++
+		return ctx, c.end, nil
 	}
-	c.calls++
-	return c.end, nil
+	ctx, cancel := context.WithCancel(ctx)
+	forget := context.AfterFunc(c.idle, cancel)
+	return ctx, func() { forget(); cancel() }, nil
 }
 
 func (c *callCount) end() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.calls--
-	if c.draining && c.calls == 0 {
-		close(c.idle)
+	if c.stopping && c.calls == 0 {
+		c.cancel()
 	}
 }
 
-// drain refuses calls from here on and waits until none is in progress, or
-// until ctx ends.
-func (c *callCount) drain(ctx context.Context) {
+// stop refuses calls from here on. It does not wait for those in progress: see
+// idle.
+func (c *callCount) stop() {
 	c.mu.Lock()
-	if !c.draining {
-		c.draining = true
-		if c.calls == 0 {
-			close(c.idle)
-		}
-	}
-	c.mu.Unlock()
-	select {
-	case <-c.idle:
-	case <-ctx.Done():
+	defer c.mu.Unlock()
+	c.stopping = true
+	if c.calls == 0 {
+		c.cancel()
 	}
 }
 
 func (c *callCount) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	end, err := c.begin(info.FullMethod)
+	ctx, end, err := c.begin(ctx, info.FullMethod)
 	if err != nil {
 		return nil, err
 	}
@@ -81,10 +86,10 @@ func (c *callCount) unary(ctx context.Context, req any, info *grpc.UnaryServerIn
 }
 
 func (c *callCount) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	end, err := c.begin(info.FullMethod)
+	ctx, end, err := c.begin(stream.Context(), info.FullMethod)
 	if err != nil {
 		return err
 	}
 	defer end()
-	return handler(srv, stream)
+	return handler(srv, &contextStream{ServerStream: stream, ctx: ctx})
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"time"
 
 	containersapi "github.com/containerd/containerd/api/services/containers/v1"
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
@@ -30,6 +31,10 @@ import (
 	"google.golang.org/grpc/health"
 	healthapi "google.golang.org/grpc/health/grpc_health_v1"
 )
+
+// sendTimeout is how long a server that stops sends the answers of calls that
+// have ended, to clients that may not read them.
+const sendTimeout = time.Second
 
 // Services are what a daemon offers. Every field must be set.
 type Services struct {
@@ -102,13 +107,29 @@ func (s *Server) Serve(l net.Listener) error {
 	return nil
 }
 
-// Stop refuses new calls, lets those in progress end until ctx does, and then
-// cancels what is left. Calls that wait for something (the exit of a process,
-// events, a client's stream) are cancelled at once when there are no others.
-// It returns when all have returned.
+// Stop refuses new calls and lets those in progress end until ctx does; what is
+// left then is cancelled, and at once those that only wait for something (the
+// exit of a process, events, a client's stream). It returns when all have
+// returned.
 func (s *Server) Stop(ctx context.Context) {
-	s.calls.drain(ctx)
+	s.calls.stop()
+	graceful := make(chan struct{})
+	go func() {
+		defer close(graceful)
+		s.grpc.GracefulStop() // ends with Stop at the latest
+	}()
+	select {
+	case <-s.calls.idle.Done():
+		// The answers are still to be sent.
+		select {
+		case <-graceful:
+		case <-time.After(sendTimeout):
+		case <-ctx.Done():
+		}
+	case <-ctx.Done():
+	}
 	s.grpc.Stop()
+	<-graceful
 }
 
 // NewTTRPCServer makes the server that shims send their events to. It takes
