@@ -59,7 +59,7 @@ func (a *App) Run(ctx context.Context, args []string) int {
 	if err != nil && errors.Is(context.Cause(ctx), errInterrupted) {
 		err = &exitError{code: 130} // the user knows why
 	}
-	return a.report(verbOf(args, root), err)
+	return a.report(verbOf(root), err)
 }
 
 // caught are the signals that ask a foreground program for something. Job
@@ -198,14 +198,10 @@ func globals(cmd *cli.Command) global {
 	}
 }
 
-// verbOf finds the verb in a command line, for error messages.
-func verbOf(args []string, root *cli.Command) string {
-	for _, arg := range args[min(1, len(args)):] {
-		for _, c := range root.Commands {
-			if c.HasName(arg) {
-				return c.Name
-			}
-		}
+// verbOf names the verb of a command line that was parsed, for error messages.
+func verbOf(root *cli.Command) string {
+	if c := root.Command(root.Args().First()); c != nil {
+		return c.Name
 	}
 	return ""
 }

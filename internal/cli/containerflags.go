@@ -95,7 +95,8 @@ func isolationFlags() []cli.Flag {
 		str("ipc", "`host` uses the host's shared memory and queues"),
 		str("uts", "`host` uses the host's name"),
 		list("with-ns", "enter a namespace: `TYPE:PATH`"),
-		str("cgroup", "`PATH` of the cgroup; empty for the runtime's own", "cgroup-parent"),
+		str("cgroup", "`PATH` of the cgroup; empty for the runtime's own"),
+		str("cgroup-parent", "`PATH` under which the cgroup is made"),
 	}
 }
 

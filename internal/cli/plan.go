@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"path"
 	"path/filepath"
 	"strings"
 
@@ -234,6 +235,12 @@ func (p *plan) readIsolation(cmd *cli.Command) error {
 		iso.Join = append(iso.Join, ns)
 	}
 	iso.Cgroup, iso.SetCgroup = cmd.String("cgroup"), cmd.IsSet("cgroup")
+	if parent := cmd.String("cgroup-parent"); parent != "" {
+		if iso.SetCgroup || cmd.Bool("runc-systemd-cgroup") {
+			return usageError("--cgroup-parent excludes --cgroup and --runc-systemd-cgroup")
+		}
+		iso.Cgroup, iso.SetCgroup = path.Join("/", parent, p.spec.ID), true
+	}
 	return nil
 }
 

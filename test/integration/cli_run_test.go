@@ -167,10 +167,7 @@ func TestBerthRunBrokenPipe(t *testing.T) {
 func TestBerthRunDaemonRestart(t *testing.T) {
 	t.Parallel()
 	d := harness.Start(t, harness.Config{})
-	gate := filepath.Join(d.Dir, "gate")
-	if err := os.Mkdir(gate, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	gate := t.TempDir()
 	p := d.Spawn(t, d.Programs.Berth, "run", "--rm", "-v", gate+":/gate", harness.Image,
 		"sh", "-c", `echo before; until test -e /gate/go; do sleep 0.05; done; echo after; exit 42`)
 	p.AwaitOutput(t, "before")
@@ -232,7 +229,7 @@ func TestBerthDetached(t *testing.T) {
 	d := harness.Start(t, harness.Config{})
 	id := d.ID("back")
 	if out := d.MustBerth(t, "run", "-d", "--name", id, "--stop-signal", "USR1", harness.Image, "sh", "-c",
-		`trap "echo bye; exit 3" USR1; echo one; echo two >&2; echo three; while :; do sleep 0.05; done`); out != id+"\n" {
+		`trap "echo bye; exit 3" USR1; echo one; echo two; echo three; while :; do sleep 0.05; done`); out != id+"\n" {
 		t.Errorf("run -d printed %q", out)
 	}
 	follow := d.Spawn(t, d.Programs.Berth, "logs", "-f", id)

@@ -83,11 +83,23 @@ func TestParseMounts(t *testing.T) {
 		parse parser
 		in    string
 	}{
-		{ParseVolume, dir}, {ParseVolume, ":/x"}, {ParseVolume, "named:/x"}, {ParseVolume, dir + ":x"}, {ParseVolume, dir + ":/"},
-		{ParseVolume, dir + ":/x:Z"}, {ParseVolume, dir + "/none:/x"}, {ParseVolume, "a:b:c:d"},
-		{ParseMount, ""}, {ParseMount, "type=bind,dst=/x"}, {ParseMount, "type=volume,src=a,dst=/x"}, {ParseMount, "what=ever,dst=/x"},
-		{ParseMount, "type=tmpfs,dst=/x,tmpfs-size=lots"}, {ParseMount, `"`}, {ParseMount, "src=" + dir + ",dst=/x,bind-propagation=no"},
-		{ParseTmpfs, "x"}, {ParseTmpfs, "/.."},
+		{ParseVolume, dir},
+		{ParseVolume, ":/x"},
+		{ParseVolume, "named:/x"},
+		{ParseVolume, dir + ":x"},
+		{ParseVolume, dir + ":/"},
+		{ParseVolume, dir + ":/x:Z"},
+		{ParseVolume, dir + "/none:/x"},
+		{ParseVolume, "a:b:c:d"},
+		{ParseMount, ""},
+		{ParseMount, "type=bind,dst=/x"},
+		{ParseMount, "type=volume,src=a,dst=/x"},
+		{ParseMount, "what=ever,dst=/x"},
+		{ParseMount, "type=tmpfs,dst=/x,tmpfs-size=lots"},
+		{ParseMount, `"`},
+		{ParseMount, "src=" + dir + ",dst=/x,bind-propagation=no"},
+		{ParseTmpfs, "x"},
+		{ParseTmpfs, "/.."},
 	} {
 		if m, err := bad.parse(bad.in); err == nil {
 			t.Errorf("%q: %+v, want an error", bad.in, m)
