@@ -82,7 +82,8 @@ func (c *callCount) unary(ctx context.Context, req any, info *grpc.UnaryServerIn
 		return nil, err
 	}
 	defer end()
-	return handler(ctx, req)
+	resp, err := handler(ctx, req)
+	return resp, c.reason(info.FullMethod, err)
 }
 
 func (c *callCount) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
@@ -91,5 +92,15 @@ func (c *callCount) stream(srv any, stream grpc.ServerStream, info *grpc.StreamS
 		return err
 	}
 	defer end()
-	return handler(srv, &contextStream{ServerStream: stream, ctx: ctx})
+	return c.reason(info.FullMethod, handler(srv, &contextStream{ServerStream: stream, ctx: ctx}))
+}
+
+// reason is the error of a call that has ended: its own, but for one that was
+// waiting when the server stopped. Its client is to wait again, not to take it
+// for cancelled.
+func (c *callCount) reason(method string, err error) error {
+	if err != nil && waiting[method] && c.idle.Err() != nil {
+		return errStopping
+	}
+	return err
 }
