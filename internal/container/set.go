@@ -63,6 +63,8 @@ type Config struct {
 	Ancestor reap.Ancestor
 	// Keeper holds fds for a successor; nil without a guard.
 	Keeper stdio.Keeper
+	// Watcher notices late readers of output.
+	Watcher *stdio.Watcher
 	Events task.EventSink
 	// Members is a directory in which the Set links the bundles of its containers for a
 	// successor to find. Empty: nobody will succeed.

@@ -47,7 +47,7 @@ func Connect(ctx context.Context, f *os.File, log *slog.Logger) (*Client, map[st
 	}
 	kept := map[string]*os.File{}
 	for {
-		fields, f, err := receive(conn)
+		fields, fd, err := receive(conn)
 		if err != nil {
 			closeAll(kept)
 			conn.Close()
@@ -56,8 +56,10 @@ func Connect(ctx context.Context, f *os.File, log *slog.Logger) (*Client, map[st
 		if fields[0] == "all" {
 			break
 		}
-		if fields[0] == "kept" && len(fields) == 2 && f != nil {
-			kept[fields[1]] = f
+		if fields[0] == "kept" && len(fields) == 2 && fd != noFile {
+			kept[fields[1]] = os.NewFile(uintptr(fd), fields[1])
+		} else {
+			closeFD(fd)
 		}
 	}
 	if err := conn.SetReadDeadline(time.Time{}); err != nil {
@@ -81,10 +83,8 @@ func (c *Client) read() {
 	defer c.wg.Done()
 	defer close(c.lost)
 	for {
-		fields, f, err := receive(c.conn)
-		if f != nil {
-			f.Close()
-		}
+		fields, fd, err := receive(c.conn)
+		closeFD(fd)
 		if err != nil {
 			if !errors.Is(err, net.ErrClosed) {
 				c.log.Warn("the guard is gone; this shim goes on without", "error", err)
@@ -121,11 +121,11 @@ func (c *Client) isLost() bool {
 	}
 }
 
-func (c *Client) tell(f *os.File, fields ...string) error {
+func (c *Client) tell(fd int, fields ...string) error {
 	if c.isLost() {
 		return nil
 	}
-	err := send(c.conn, f, fields...)
+	err := send(c.conn, fd, fields...)
 	if err != nil && (errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) || c.isLost()) {
 		return nil
 	}
@@ -134,27 +134,36 @@ func (c *Client) tell(f *os.File, fields ...string) error {
 
 // Keep gives the guard a duplicate of f under a name; an earlier one of that
 // name is dropped. f stays the caller's.
-func (c *Client) Keep(name string, f *os.File) error { return c.tell(f, "keep", name) }
+func (c *Client) Keep(name string, f *os.File) error {
+	// Not f.Fd(): that would make the file blocking for its owner.
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var serr error
+	err = raw.Control(func(fd uintptr) { serr = c.tell(int(fd), "keep", name) })
+	return errors.Join(err, serr)
+}
 
 // Drop tells the guard to close what it holds under the name.
 func (c *Client) Drop(name string) {
-	if err := c.tell(nil, "drop", name); err != nil {
+	if err := c.tell(noFile, "drop", name); err != nil {
 		c.log.Warn("tell the guard to drop an fd", "name", name, "error", err)
 	}
 }
 
 // Claim tells the guard not to reap the process on its own.
-func (c *Client) Claim(pid int) error { return c.tell(nil, "claim", strconv.Itoa(pid)) }
+func (c *Client) Claim(pid int) error { return c.tell(noFile, "claim", strconv.Itoa(pid)) }
 
 // Adopted says that every process of ours that is the guard's child has been
 // claimed: the guard reaps the others.
-func (c *Client) Adopted() error { return c.tell(nil, "adopted") }
+func (c *Client) Adopted() error { return c.tell(noFile, "adopted") }
 
 // Serving says that the group's socket is served.
-func (c *Client) Serving() error { return c.tell(nil, "serving") }
+func (c *Client) Serving() error { return c.tell(noFile, "serving") }
 
 // Bye says that this shim ends because it has nothing left to do.
-func (c *Client) Bye() error { return c.tell(nil, "bye") }
+func (c *Client) Bye() error { return c.tell(noFile, "bye") }
 
 // Collect has the guard reap its ended child. ok is false when it is not the
 // guard's child or there is no guard.
@@ -173,7 +182,7 @@ func (c *Client) Collect(pid int) (ws unix.WaitStatus, ok bool, err error) {
 		delete(c.waiting, seq)
 		c.mu.Unlock()
 	}()
-	if err := c.tell(nil, "collect", strconv.FormatUint(seq, 10), strconv.Itoa(pid)); err != nil {
+	if err := c.tell(noFile, "collect", strconv.FormatUint(seq, 10), strconv.Itoa(pid)); err != nil {
 		return 0, false, err
 	}
 	timeout := time.NewTimer(sendTimeout)

@@ -42,12 +42,13 @@ type Config struct {
 
 type guard struct {
 	cfg Config
+	// kept are fds by name; talk's, of which one runs at a time.
+	kept map[string]int
 
 	mu      sync.Mutex
-	kept    map[string]*os.File // guarded by mu
-	claimed map[int]bool        // guarded by mu
-	adopted bool                // the living shim has made its claims, guarded by mu
-	shim    *os.Process         // the living shim, nil between two, guarded by mu
+	claimed map[int]bool // guarded by mu
+	adopted bool         // the living shim has made its claims, guarded by mu
+	shim    *os.Process  // the living shim, nil between two, guarded by mu
 }
 
 // session is one life of a shim.
@@ -63,9 +64,9 @@ func Run(cfg Config) error {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("become a subreaper: %w", err)
 	}
-	g := &guard{cfg: cfg, kept: map[string]*os.File{}, claimed: map[int]bool{}}
+	g := &guard{cfg: cfg, kept: map[string]int{}, claimed: map[int]bool{}}
 	defer cfg.Listener.Close()
-	defer closeAll(g.kept)
+	defer g.closeKept()
 
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
@@ -159,35 +160,30 @@ func orExit0(err error) error {
 	return err
 }
 
-// talk hands over what is kept, then serves the shim until it is gone.
+// talk hands over what is kept, then serves the shim until it is gone. It is
+// the only one that changes kept while it runs.
 func (g *guard) talk(s *session) {
-	g.mu.Lock()
-	kept := make(map[string]*os.File, len(g.kept))
-	for name, f := range g.kept {
-		kept[name] = f
-	}
-	g.mu.Unlock()
-	for name, f := range kept {
-		if err := send(s.conn, f, "kept", name); err != nil {
+	for name, fd := range g.kept {
+		if err := send(s.conn, fd, "kept", name); err != nil {
 			g.cfg.Log.Warn("hand over a kept fd", "name", name, "error", err)
 		}
 	}
-	if err := send(s.conn, nil, "all"); err != nil {
+	if err := send(s.conn, noFile, "all"); err != nil {
 		g.cfg.Log.Warn("hand over to the shim", "error", err)
 	}
 	for {
-		fields, f, err := receive(s.conn)
+		fields, fd, err := receive(s.conn)
 		if err != nil {
 			return
 		}
-		if !g.handle(s, fields, f) && f != nil {
-			f.Close()
+		if !g.handle(s, fields, fd) {
+			closeFD(fd)
 		}
 	}
 }
 
-// handle returns true when it has taken f over.
-func (g *guard) handle(s *session, fields []string, f *os.File) bool {
+// handle returns true when it has taken fd over.
+func (g *guard) handle(s *session, fields []string, fd int) bool {
 	arg := func(i int) string {
 		if i < len(fields) {
 			return fields[i]
@@ -196,13 +192,14 @@ func (g *guard) handle(s *session, fields []string, f *os.File) bool {
 	}
 	switch fields[0] {
 	case "keep":
-		if f == nil || arg(1) == "" {
+		if fd == noFile || arg(1) == "" {
 			return false
 		}
-		g.replace(arg(1), f)
+		g.drop(arg(1))
+		g.kept[arg(1)] = fd
 		return true
 	case "drop":
-		g.replace(arg(1), nil)
+		g.drop(arg(1))
 	case "claim":
 		if pid, err := strconv.Atoi(arg(1)); err == nil {
 			g.mu.Lock()
@@ -228,17 +225,16 @@ func (g *guard) handle(s *session, fields []string, f *os.File) bool {
 	return false
 }
 
-func (g *guard) replace(name string, f *os.File) {
-	g.mu.Lock()
-	old := g.kept[name]
-	if f != nil {
-		g.kept[name] = f
-	} else {
+func (g *guard) drop(name string) {
+	if fd, ok := g.kept[name]; ok {
 		delete(g.kept, name)
+		closeFD(fd)
 	}
-	g.mu.Unlock()
-	if old != nil {
-		old.Close()
+}
+
+func (g *guard) closeKept() {
+	for name := range g.kept {
+		g.drop(name)
 	}
 }
 
@@ -252,7 +248,7 @@ func (g *guard) collect(s *session, seq, pidText string) {
 		delete(g.claimed, pid)
 		g.mu.Unlock()
 	}
-	if err := send(s.conn, nil, "collected", seq, answer); err != nil {
+	if err := send(s.conn, noFile, "collected", seq, answer); err != nil {
 		g.cfg.Log.Warn("answer the shim", "error", err)
 	}
 }

@@ -73,7 +73,10 @@ func fileConn(f *os.File) (*net.UnixConn, error) {
 	return u, nil
 }
 
-func send(c *net.UnixConn, f *os.File, fields ...string) error {
+// noFile is the fd of a message that carries none.
+const noFile = -1
+
+func send(c *net.UnixConn, fd int, fields ...string) error {
 	msg := strings.Join(fields, " ")
 	if len(msg) > maxMessage {
 		return fmt.Errorf("guard message of %d bytes", len(msg))
@@ -81,63 +84,58 @@ func send(c *net.UnixConn, f *os.File, fields ...string) error {
 	if err := c.SetWriteDeadline(time.Now().Add(sendTimeout)); err != nil {
 		return err
 	}
-	if f == nil {
-		_, _, err := c.WriteMsgUnix([]byte(msg), nil, nil)
-		return err
+	var rights []byte
+	if fd != noFile {
+		rights = unix.UnixRights(fd)
 	}
-	// Not f.Fd(): that would make the file blocking for its owner.
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var serr error
-	err = raw.Control(func(fd uintptr) {
-		_, _, serr = c.WriteMsgUnix([]byte(msg), unix.UnixRights(int(fd)), nil)
-	})
-	return errors.Join(err, serr)
+	_, _, err := c.WriteMsgUnix([]byte(msg), rights, nil)
+	return err
 }
 
-// receive returns the next message; its file, if any, belongs to the caller.
-func receive(c *net.UnixConn) (fields []string, f *os.File, err error) {
+// receive returns the next message; its fd, if any, belongs to the caller. It
+// is a bare number and not an *os.File: that would put a pipe into the
+// poller, and wake the guard at every byte that the shim moves.
+func receive(c *net.UnixConn) (fields []string, fd int, err error) {
 	buf := make([]byte, maxMessage+1)
 	oob := make([]byte, unix.CmsgSpace(4*4))
 	n, oobn, flags, _, err := c.ReadMsgUnix(buf, oob)
 	if err != nil {
-		return nil, nil, err
+		return nil, noFile, err
 	}
-	var fds []int
-	if oobn > 0 {
-		msgs, err := unix.ParseSocketControlMessage(oob[:oobn])
-		if err != nil {
-			return nil, nil, fmt.Errorf("guard message: %w", err)
-		}
-		for i := range msgs {
-			got, err := unix.ParseUnixRights(&msgs[i])
-			if err != nil {
-				continue
-			}
-			fds = append(fds, got...)
-		}
-	}
+	fds := parseRights(oob[:oobn])
 	bad := n == 0 || n > maxMessage || len(fds) > 1 || flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0
 	if bad {
 		for _, fd := range fds {
 			unix.Close(fd)
 		}
 		if n == 0 {
-			return nil, nil, net.ErrClosed
+			return nil, noFile, net.ErrClosed
 		}
-		return nil, nil, errors.New("guard message out of bounds")
+		return nil, noFile, errors.New("guard message out of bounds")
 	}
-	fields = strings.Split(string(buf[:n]), " ")
+	fd = noFile
 	if len(fds) == 1 {
-		name := fields[0]
-		if len(fields) > 1 {
-			name = fields[1]
-		}
-		// Pipes and sockets are shared with their other holders: the
-		// nonblocking mode was set by whoever made them.
-		f = os.NewFile(uintptr(fds[0]), name)
+		fd = fds[0]
 	}
-	return fields, f, nil
+	return strings.Split(string(buf[:n]), " "), fd, nil
+}
+
+func parseRights(oob []byte) []int {
+	msgs, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil
+	}
+	var fds []int
+	for i := range msgs {
+		if got, err := unix.ParseUnixRights(&msgs[i]); err == nil {
+			fds = append(fds, got...)
+		}
+	}
+	return fds
+}
+
+func closeFD(fd int) {
+	if fd != noFile {
+		unix.Close(fd)
+	}
 }

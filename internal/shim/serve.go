@@ -61,6 +61,7 @@ type server struct {
 	guard  *guard.Client // nil without
 	reaper *reap.Reaper
 	set    *container.Set
+	late   *stdio.Watcher // of late readers
 	events *publisher
 	rpc    *ttrpc.Server
 	trim   *time.Timer
@@ -110,12 +111,15 @@ func (s *server) open(ctx context.Context) error {
 		return err
 	}
 	s.reaper = reaper
+	if s.late, err = stdio.NewWatcher(); err != nil {
+		return err
+	}
 	members, err := s.prepareDir()
 	if err != nil {
 		return err
 	}
 	s.set, err = container.New(container.Config{
-		Reaper: reaper, Ancestor: ancestor, Keeper: keeper, Events: s.events, Members: members,
+		Reaper: reaper, Ancestor: ancestor, Keeper: keeper, Watcher: s.late, Events: s.events, Members: members,
 		RuntimeRoot: s.cfg.RuntimeRoot, DecodeOptions: decodeOptions, DecodeCheckpointOptions: decodeCheckpointOptions,
 		Log: s.cfg.Log,
 	})
@@ -269,5 +273,5 @@ func (s *server) close() error {
 	if s.guard != nil {
 		err = errors.Join(err, s.guard.Close())
 	}
-	return errors.Join(err, s.reaper.Close())
+	return errors.Join(err, s.late.Close(), s.reaper.Close())
 }
