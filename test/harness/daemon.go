@@ -33,7 +33,8 @@ const markVar = "BERTH_TEST_MARK"
 type Config struct {
 	// Kind of the daemon; empty means Berth.
 	Kind Kind
-	// Toml is appended to the configuration file.
+	// Toml is appended to the configuration file, whose last table for Berth is
+	// [shim].
 	Toml string
 	// Env is added to the environment of the daemon, NAME=VALUE each.
 	Env []string
