@@ -18,15 +18,10 @@ import (
 	"github.com/containerd/containerd/api/types"
 
 	"github.com/berthd/berth/internal/shim"
+	"github.com/berthd/berth/internal/version"
 )
 
 const name = "io.containerd.berth.v2"
-
-// version and revision are set by the linker.
-var (
-	version  = "devel"
-	revision = ""
-)
 
 func main() {
 	if err := run(os.Args[1:]); err != nil {
@@ -70,10 +65,10 @@ func run(args []string) error {
 	ctx := context.Background()
 	switch {
 	case f.version:
-		fmt.Printf("containerd-shim-berth-v2:\n  Version:  %s\n  Revision: %s\n  Go version: %s\n", version, revision, runtime.Version())
+		fmt.Printf("containerd-shim-berth-v2:\n  Version:  %s\n  Revision: %s\n  Go version: %s\n", version.Get().Version, version.Get().Revision, runtime.Version())
 		return nil
 	case f.info:
-		return shim.Info(ctx, name, &types.RuntimeVersion{Version: version, Revision: revision}, os.Stdin, os.Stdout)
+		return shim.Info(ctx, name, &types.RuntimeVersion{Version: version.Get().Version, Revision: version.Get().Revision}, os.Stdin, os.Stdout)
 	case f.Namespace == "":
 		return errors.New("a namespace is needed (-namespace)")
 	case f.ID == "":

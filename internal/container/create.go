@@ -62,6 +62,7 @@ func (s *Set) create(ctx context.Context, id task.ID, cfg task.CreateConfig, opt
 	}
 	c.init = c.newProcess(task.Init, "", io)
 	c.process = c.init
+	c.init.ownOOMScore = spec.Process != nil && spec.Process.OOMScoreAdj != nil
 	if cfg.Checkpoint != "" {
 		c.init.status = task.CreatedCheckpoint
 	}

@@ -21,15 +21,16 @@ import (
 
 // Exec registers a process to be started later.
 func (c *Container) Exec(_ context.Context, id string, cfg task.ExecConfig) (task.Process, error) {
-	spec, size, err := execSpec(cfg)
+	spec, view, err := execSpec(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("exec %q of container %q: %w", id, c.id.Container, err)
 	}
 	io := cfg.Stdio
 	if io.Size == (task.ConsoleSize{}) {
-		io.Size = size
+		io.Size = view.size()
 	}
 	p := c.newProcess(task.Exec, id, io)
+	p.ownOOMScore = view.OOMScoreAdj != nil
 	c.mu.Lock()
 	if _, err := c.init.allowed(task.OpExec); err != nil {
 		c.mu.Unlock()
@@ -61,9 +62,9 @@ func (c *Container) Exec(_ context.Context, id string, cfg task.ExecConfig) (tas
 
 // execSpec checks the process and sets its terminal to what the request says.
 // Members that we do not know go to the runtime as they are.
-func execSpec(cfg task.ExecConfig) ([]byte, task.ConsoleSize, error) {
+func execSpec(cfg task.ExecConfig) ([]byte, *processView, error) {
 	if len(cfg.Spec) > maxSpec {
-		return nil, task.ConsoleSize{}, fmt.Errorf("process spec of %d bytes: %w", len(cfg.Spec), errdefs.ErrInvalidArgument)
+		return nil, nil, fmt.Errorf("process spec of %d bytes: %w", len(cfg.Spec), errdefs.ErrInvalidArgument)
 	}
 	var members map[string]json.RawMessage
 	var view processView
@@ -72,14 +73,14 @@ func execSpec(cfg task.ExecConfig) ([]byte, task.ConsoleSize, error) {
 		err = json.Unmarshal(cfg.Spec, &view)
 	}
 	if err != nil || members == nil {
-		return nil, task.ConsoleSize{}, fmt.Errorf("process spec: %w: %w", errors.Join(err), errdefs.ErrInvalidArgument)
+		return nil, nil, fmt.Errorf("process spec: %w: %w", errors.Join(err), errdefs.ErrInvalidArgument)
 	}
 	members["terminal"] = json.RawMessage("false")
 	if cfg.Stdio.Terminal {
 		members["terminal"] = json.RawMessage("true")
 	}
 	data, err := json.Marshal(members)
-	return data, view.size(), err
+	return data, &view, err
 }
 
 // Process finds an exec.

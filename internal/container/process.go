@@ -1,9 +1,11 @@
 package container
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"syscall"
 
 	"github.com/containerd/errdefs"
@@ -20,8 +22,9 @@ type process struct {
 	c    *Container
 	id   string // empty for init
 	kind task.Kind
-	// stdio is set once.
-	stdio task.Stdio
+	// stdio is set once; so is ownOOMScore: the spec gives the process a score.
+	stdio       task.Stdio
+	ownOOMScore bool
 
 	status    task.Status
 	pid       int
@@ -227,5 +230,21 @@ func (p *process) watchPid(pid int) error {
 	p.c.mu.Lock()
 	p.pid, p.startTime, p.watch = pid, start, w
 	p.c.mu.Unlock()
+	if !p.ownOOMScore {
+		p.dropOOMScore()
+	}
 	return nil
+}
+
+// dropOOMScore takes from the process the protection against the OOM killer
+// that it inherited from the shim: a spec that asks for none gets none.
+func (p *process) dropOOMScore() {
+	own, err := os.ReadFile("/proc/self/oom_score_adj")
+	if err != nil || !bytes.HasPrefix(own, []byte("-")) {
+		return
+	}
+	err = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", p.pid), []byte("0"), 0)
+	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ESRCH) {
+		p.c.log.Warn("the process keeps the shim's protection against the OOM killer", "pid", p.pid, "error", err)
+	}
 }

@@ -65,7 +65,7 @@ type Config struct {
 	Keeper stdio.Keeper
 	// Watcher notices late readers of output.
 	Watcher *stdio.Watcher
-	Events task.EventSink
+	Events  task.EventSink
 	// Members is a directory in which the Set links the bundles of its containers for a
 	// successor to find. Empty: nobody will succeed.
 	Members string

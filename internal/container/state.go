@@ -167,6 +167,7 @@ type specView struct {
 }
 
 type processView struct {
+	OOMScoreAdj *int `json:"oomScoreAdj"`
 	ConsoleSize *struct {
 		Height uint `json:"height"`
 		Width  uint `json:"width"`

@@ -6,8 +6,10 @@ package shim
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"syscall"
 
 	taskAPI "github.com/containerd/containerd/api/runtime/task/v3"
@@ -54,11 +56,30 @@ func method[Req, Resp any](fn func(context.Context, *Req) (*Resp, error)) ttrpc.
 		}
 		resp, err := fn(ctx, req)
 		if err != nil {
-			return nil, errgrpc.ToGRPC(err)
+			return nil, errgrpc.ToGRPC(oneLine(err))
 		}
 		return resp, nil
 	}
 }
+
+// oneLine keeps an error's text and class and drops its tree, which would
+// cross the wire as details and come out as lines of their own.
+func oneLine(err error) error {
+	text := strings.ReplaceAll(err.Error(), "\n", "; ")
+	class := errdefs.Resolve(err)
+	if class == nil {
+		return errors.New(text)
+	}
+	return flatError{text, class}
+}
+
+type flatError struct {
+	text  string
+	class error
+}
+
+func (e flatError) Error() string { return e.text }
+func (e flatError) Unwrap() error { return e.class }
 
 func (s *service) id(container string) task.ID {
 	return task.ID{Namespace: s.namespace, Container: container}
