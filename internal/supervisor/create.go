@@ -168,7 +168,7 @@ func (t *Task) remember(c *creation) {
 func (t *Task) makeOwn(ctx context.Context, c *creation) (err error) {
 	key := t.s.groupKey(t.id.Container, c.spec.Annotations)
 	if t.group, err = t.s.acquire(ctx, newGroupID(t.id.Namespace, key), key); err != nil {
-		return errors.Join(err, t.bundle.Delete())
+		return alsoFailed(err, t.bundle.Delete())
 	}
 	t.keeper = t.group.keeper
 	if err := t.writeOwn(ctx, c); err != nil {
@@ -210,11 +210,7 @@ func (t *Task) callCreate(ctx context.Context, c *creation) error {
 	resp := &taskapi.CreateTaskResponse{}
 	err := t.keeper.call(ctx, t.s.calls.create, req, resp)
 	for range maxRepeats {
-		if !errors.Is(err, errInterrupted) || t.group == nil {
-			break
-		}
-		ask := &taskapi.StateRequest{ID: t.id.Container}
-		if serr := t.keeper.call(ctx, t.s.calls.state, ask, &taskapi.StateResponse{}); !errdefs.IsNotFound(serr) {
+		if !errors.Is(err, errInterrupted) || t.group == nil || !t.unknownToShim(ctx) {
 			break
 		}
 		err = t.keeper.call(ctx, t.s.calls.create, req, resp)
@@ -231,6 +227,15 @@ func (t *Task) callCreate(ctx context.Context, c *creation) error {
 		}, &emptypb.Empty{})
 	}
 	return nil
+}
+
+// unknownToShim asks the successor of a shim, which may have to be started
+// first.
+func (t *Task) unknownToShim(ctx context.Context) bool {
+	c := t.s.calls.state
+	c.limit, c.question, c.impatient = t.s.cfg.Timeouts.startGuard()+t.s.cfg.Timeouts.Connect, false, true
+	err := t.keeper.call(ctx, c, &taskapi.StateRequest{ID: t.id.Container}, &taskapi.StateResponse{})
+	return errdefs.IsNotFound(err)
 }
 
 func (t *Task) createRequest(cfg task.CreateConfig) *taskapi.CreateTaskRequest {
@@ -258,7 +263,15 @@ func (t *Task) undoOwn(ctx context.Context, cause error) error {
 	}
 	err := t.bundle.Delete()
 	t.group.release()
-	return errors.Join(cause, err)
+	return alsoFailed(cause, err)
+}
+
+// alsoFailed adds to an error, on its line, that of the clean-up after it.
+func alsoFailed(cause, cleanup error) error {
+	if cleanup == nil {
+		return cause
+	}
+	return fmt.Errorf("%w; cleaning up failed too: %w", cause, cleanup)
 }
 
 func (t *Task) makeForeign(ctx context.Context, c *creation) error {
@@ -322,7 +335,7 @@ func (s *Supervisor) sandboxShim(namespace string, cfg task.CreateConfig) (*boot
 // undoForeign ends and removes what a failed create left.
 func (t *Task) undoForeign(ctx context.Context, cause error) error {
 	if t.foreign == nil {
-		return errors.Join(cause, t.bundle.Delete())
+		return alsoFailed(cause, t.bundle.Delete())
 	}
 	if t.keeper != nil {
 		c := call{method: "Delete", limit: t.s.cfg.Timeouts.Cleanup}
@@ -330,5 +343,5 @@ func (t *Task) undoForeign(ctx context.Context, cause error) error {
 		_ = t.keeper.call(ctx, c, &taskapi.DeleteRequest{ID: t.id.Container}, &taskapi.DeleteResponse{})
 	}
 	t.foreign.dismiss(ctx)
-	return errors.Join(cause, t.bundle.Delete())
+	return alsoFailed(cause, t.bundle.Delete())
 }

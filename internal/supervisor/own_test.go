@@ -125,12 +125,12 @@ func TestOwnGroupComesAndGoes(t *testing.T) {
 	h.close()
 	h.cfg.Linger = 30 * time.Millisecond
 	h.open()
-	for i := range 30 {
+	for i := range 15 {
 		c := h.run(fmt.Sprintf("c%d", i), "exit 3")
 		h.wait(c, 3)
 		h.del(c, 3)
 		// Each round meets the shim at another moment of its end.
-		time.Sleep(h.cfg.Linger + time.Duration(i-5)*time.Millisecond)
+		time.Sleep(h.cfg.Linger + time.Duration(2*i-5)*time.Millisecond)
 	}
 	h.poll("the group to end", func() bool { return len(h.left()) == 0 })
 }
