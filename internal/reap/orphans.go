@@ -3,7 +3,6 @@ package reap
 import (
 	"os"
 	"os/signal"
-	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -84,13 +83,18 @@ func (r *Reaper) sweep() {
 // Children lists the children of this process, of all its threads
 // (CONFIG_PROC_CHILDREN).
 func Children() []int {
-	files, err := filepath.Glob("/proc/self/task/*/children")
+	dir, err := os.Open("/proc/self/task")
+	if err != nil {
+		return nil
+	}
+	defer dir.Close()
+	threads, err := dir.Readdirnames(-1)
 	if err != nil {
 		return nil
 	}
 	var pids []int
-	for _, f := range files {
-		data, err := os.ReadFile(f)
+	for _, thread := range threads {
+		data, err := os.ReadFile("/proc/self/task/" + thread + "/children")
 		if err != nil {
 			continue // the thread ended
 		}
