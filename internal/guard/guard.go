@@ -284,7 +284,13 @@ func (g *guard) sweep() {
 	if !g.adopted || g.shim == nil {
 		return
 	}
-	for _, pid := range reap.Children() {
+	children := reap.Children()
+	// Listed first, asked then: children that the shim's own death has just
+	// made ours are for its successor.
+	if g.shim.Signal(unix.Signal(0)) != nil || reap.IsZombie(g.shim.Pid) {
+		return
+	}
+	for _, pid := range children {
 		if pid != g.shim.Pid && !g.claimed[pid] && reap.IsZombie(pid) {
 			reap.CollectChild(pid)
 		}
