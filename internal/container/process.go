@@ -213,7 +213,8 @@ func (p *process) streamsConfig() stdio.Config {
 	}
 	return stdio.Config{
 		Stdio: p.stdio, UID: p.c.options.IOUID, GID: p.c.options.IOGID,
-		Name: name, Keeper: p.c.set.cfg.Keeper, Watcher: p.c.set.cfg.Watcher, Dir: p.c.bundle, Log: p.c.log,
+		Name: name, Keeper: p.c.set.cfg.Keeper, Watcher: p.c.set.cfg.Watcher, Files: p.c.set.cfg.Files,
+		Dir: p.c.bundle, Log: p.c.log,
 	}
 }
 

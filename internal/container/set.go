@@ -65,7 +65,9 @@ type Config struct {
 	Keeper stdio.Keeper
 	// Watcher notices late readers of output.
 	Watcher *stdio.Watcher
-	Events  task.EventSink
+	// Files lets several processes write one file; the Set shares it among all.
+	Files  *stdio.Files
+	Events task.EventSink
 	// Members is a directory in which the Set links the bundles of its containers for a
 	// successor to find. Empty: nobody will succeed.
 	Members string

@@ -119,7 +119,8 @@ func (s *server) open(ctx context.Context) error {
 		return err
 	}
 	s.set, err = container.New(container.Config{
-		Reaper: reaper, Ancestor: ancestor, Keeper: keeper, Watcher: s.late, Events: s.events, Members: members,
+		Reaper: reaper, Ancestor: ancestor, Keeper: keeper, Watcher: s.late, Files: &stdio.Files{},
+		Events: s.events, Members: members,
 		RuntimeRoot: s.cfg.RuntimeRoot, DecodeOptions: decodeOptions, DecodeCheckpointOptions: decodeCheckpointOptions,
 		Log: s.cfg.Log,
 	})

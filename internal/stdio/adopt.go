@@ -128,16 +128,11 @@ func (a *adoption) adoptOutput(name, value string) {
 	a.outs = append(a.outs, o)
 }
 
-// findSink returns where an output goes on: the kept file, the sink of the
-// other output, the file of that path, or at worst the null device.
+// findSink returns where an output goes on: the kept file, the file of that
+// path, or at worst the null device.
 func (a *adoption) findSink(name, value string, w *heldFile) *sink {
 	if w != nil {
 		return a.sinkOf(name, w)
-	}
-	if len(a.outs) > 0 && value == a.cfg.Stdio.Stdout {
-		k := a.outs[0].sink
-		k.users.Add(1)
-		return k
 	}
 	k, err := a.openSink(name, value, a.cfg.Stdio.Terminal)
 	if err != nil {
@@ -148,21 +143,17 @@ func (a *adoption) findSink(name, value string, w *heldFile) *sink {
 }
 
 func (a *adoption) nullSink(path string) *sink {
-	k := &sink{kind: toNull, path: path, log: a.log}
-	k.users.Store(1)
-	return k
+	return &sink{kind: toNull, path: path, log: a.log}
 }
 
 // sinkOf makes a sink of a kept writer.
 func (a *adoption) sinkOf(name string, w *heldFile) *sink {
 	k := &sink{path: w.file.Name(), log: a.log, w: w}
-	k.users.Store(1)
 	err := withFd(w.conn, func(fd uintptr) (err error) {
 		var st unix.Stat_t
 		if err := unix.Fstat(int(fd), &st); err != nil {
 			return err
 		}
-		k.node = node{st.Dev, st.Ino}
 		switch st.Mode & unix.S_IFMT {
 		case unix.S_IFIFO:
 			k.kind = toFIFO
@@ -177,6 +168,9 @@ func (a *adoption) sinkOf(name string, w *heldFile) *sink {
 			return errors.New("it is neither a FIFO nor a regular file")
 		}
 	})
+	if err == nil {
+		err = k.identify(a.files)
+	}
 	if err != nil {
 		a.lost(name, "its kept destination cannot be used; output is discarded", err)
 		k.close()

@@ -28,7 +28,7 @@ func (o *output) run(s *Streams) {
 	}
 	o.pipe.close()
 	s.outputEnded()
-	o.sink.release(&s.watch, s.closing)
+	o.sink.finish(&s.watch, s.closing)
 }
 
 // cut says what an output loses when it is closed now; nil for nothing.

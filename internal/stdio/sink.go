@@ -20,19 +20,18 @@ const (
 	toFile
 )
 
-// sink is where outputs go. stdout and stderr share one when they name the
-// same file.
+// sink is where an output goes.
 type sink struct {
 	kind sinkKind
 	path string
 	node node
 	log  *slog.Logger
 
-	// users counts the outputs that write here. The last one lets go.
-	users atomic.Int32
-
 	// w is our writer; nil for the null device.
 	w *heldFile
+	// end is the end of a regular file, locked by who writes there. It is
+	// released when no mover can be writing; nil for others.
+	end *fileEnd
 	// reader is our own read end of a FIFO. While it is open a client may leave
 	// and come back: no write fails, and what is in the FIFO stays there.
 	reader *os.File
@@ -48,9 +47,8 @@ type sink struct {
 }
 
 // sink opens the target for writing.
-func (o *openedTarget) sink(name string, h holder, appendMode bool) (*sink, error) {
-	k := &sink{kind: o.kind, path: o.path, node: o.node, log: h.log}
-	k.users.Store(1)
+func (o *openedTarget) sink(name string, h holder, files *Files, appendMode bool) (*sink, error) {
+	k := &sink{kind: o.kind, path: o.path, log: h.log}
 	k.copies.Store(appendMode)
 	var w *os.File
 	var err error
@@ -66,7 +64,26 @@ func (o *openedTarget) sink(name string, h holder, appendMode bool) (*sink, erro
 		return nil, o.fail(err)
 	}
 	k.w = h.hold(name+keptSinkSuffix, w)
+	if err := k.identify(files); err != nil {
+		k.close()
+		return nil, o.fail(err)
+	}
 	return k, nil
+}
+
+// identify finds out which file the writer is for. It asks the writer: on
+// overlayfs the first one to open a file for writing puts another in its place.
+func (k *sink) identify(files *Files) error {
+	var st unix.Stat_t
+	err := withFd(k.w.conn, func(fd uintptr) error { return unix.Fstat(int(fd), &st) })
+	if err != nil {
+		return err
+	}
+	k.node = node{st.Dev, st.Ino}
+	if k.kind == toFile {
+		k.end = files.end(k.node)
+	}
+	return nil
 }
 
 // openFIFOWriter opens a FIFO for writing without waiting for a reader, and a
@@ -99,7 +116,7 @@ func (k *sink) take(src *heldFile) (int64, error) {
 	if k.kind == toNull || k.copies.Load() {
 		return k.copyFrom(src)
 	}
-	p := splicer{src: src.conn, dst: k.w.conn, appends: k.kind == toFile}
+	p := splicer{src: src.conn, dst: k.w.conn, end: k.end}
 	n, err := p.move()
 	switch {
 	case err == nil, err == errStopped:
@@ -151,7 +168,7 @@ func (k *sink) write(p []byte) bool {
 	if k.kind == toNull {
 		return true
 	}
-	n, err := k.w.file.Write(p)
+	n, err := k.writeAll(p)
 	switch {
 	case err == nil:
 		return true
@@ -161,6 +178,14 @@ func (k *sink) write(p []byte) bool {
 		k.failed(err, len(p)-n)
 		return true
 	}
+}
+
+func (k *sink) writeAll(p []byte) (int, error) {
+	if k.end != nil {
+		k.end.Lock()
+		defer k.end.Unlock()
+	}
+	return k.w.file.Write(p)
 }
 
 // logInterval is how often a sink may log its losses: what a container prints
@@ -195,12 +220,11 @@ func (k *sink) reportLosses() {
 	}
 }
 
-// release ends the use by one output. The last one closes the writer, so that
-// the client sees EOF; but as long as a FIFO has no reader, it waits for one,
-// because the bytes in it would go with the last open end. It returns at the
-// latest when stop is closed.
-func (k *sink) release(watch *watcherRef, stop <-chan struct{}) {
-	if k.users.Add(-1) > 0 || k.kind == toNull {
+// finish closes the writer, so that the client sees EOF; but as long as a FIFO
+// has no reader, it waits for one, because the bytes in it would go with the
+// last open end. It returns at the latest when stop is closed.
+func (k *sink) finish(watch *watcherRef, stop <-chan struct{}) {
+	if k.kind == toNull {
 		return
 	}
 	k.reportLosses()

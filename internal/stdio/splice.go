@@ -18,11 +18,11 @@ var errStopped = errors.New("stream closed")
 // pipe or FIFO. The other may be a regular file.
 type splicer struct {
 	src, dst syscall.RawConn
-	// appends writes at the end of dst, a regular file: splice refuses O_APPEND.
-	// The write lock that RawConn.Write takes makes seek and splice one step
-	// for all movers that share dst. Others are not kept out: who truncates the
-	// file between the two (logrotate's copytruncate) gets a hole, never a loss.
-	appends bool
+	// end is where to write in dst when it is a regular file: splice refuses
+	// O_APPEND. Its lock makes seek and splice one step for all movers to that
+	// file. Others are not kept out: who truncates the file between the two
+	// (logrotate's copytruncate) gets a hole, never a loss.
+	end *fileEnd
 }
 
 // move waits until there are bytes and room, and moves what it can. 0 without
@@ -42,11 +42,7 @@ func (p *splicer) move() (int64, error) {
 // try waits for src and splices once. full says that dst had no room.
 func (p *splicer) try() (n int64, full bool, err error) {
 	stopped := p.src.Read(func(s uintptr) bool {
-		if p.dst.Write(func(d uintptr) bool { n, err = p.splice(int(s), int(d)); return true }) != nil {
-			err = errStopped
-			return true
-		}
-		if err != unix.EAGAIN {
+		if n, err = p.once(int(s)); err != unix.EAGAIN {
 			return true
 		}
 		// EAGAIN does not say which side to wait for.
@@ -67,8 +63,20 @@ func (p *splicer) try() (n int64, full bool, err error) {
 	return n, full, err
 }
 
+// once splices without waiting for a pipe.
+func (p *splicer) once(s int) (n int64, err error) {
+	if p.end != nil {
+		p.end.Lock()
+		defer p.end.Unlock()
+	}
+	if p.dst.Write(func(d uintptr) bool { n, err = p.splice(s, int(d)); return true }) != nil {
+		return 0, errStopped
+	}
+	return n, err
+}
+
 func (p *splicer) splice(s, d int) (int64, error) {
-	if p.appends {
+	if p.end != nil {
 		if _, err := unix.Seek(d, 0, unix.SEEK_END); err != nil {
 			return 0, err
 		}

@@ -36,9 +36,10 @@ type Config struct {
 	// Stdio names the client's ends. Each is empty or /dev/null (the null
 	// device), a path or fifo:// URI of a FIFO, the path of an existing regular
 	// file, or a file:// URI of a file that is made (0644, its parents 0755)
-	// when it does not exist. Files are written at their end; a file must not be
-	// given to two processes, whose outputs could overwrite each other. With
-	// Terminal, Stderr is not used.
+	// when it does not exist. Files are written at their end. Where Stdout and
+	// Stderr are the same FIFO or file, the container gets one pipe for both,
+	// which keeps the order of what it writes. With Terminal, Stderr is not
+	// used.
 	Stdio task.Stdio
 	// UID and GID own the ends of the pipes that the container uses; 0 and 0
 	// leave them to root.
@@ -56,6 +57,9 @@ type Config struct {
 	// process, and should: the kernel allows a user few of them. nil: the
 	// streams make their own when they need one.
 	Watcher *Watcher
+	// Files keeps apart what goes to one file from the processes that have it
+	// here. nil: the streams must be the only ones with their files.
+	Files *Files
 	// Log gets what happens to the streams after Open. nil: nothing is logged.
 	Log *slog.Logger
 }
@@ -76,6 +80,7 @@ const (
 type Streams struct {
 	log    *slog.Logger
 	holder holder
+	files  *Files
 
 	// Set by Open and Adopt, then only read. A stream that goes to the null
 	// device has no entry.
@@ -133,8 +138,13 @@ func newStreams(cfg Config) *Streams {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
+	files := cfg.Files
+	if files == nil {
+		files = &Files{}
+	}
 	return &Streams{
 		log:     log,
+		files:   files,
 		holder:  holder{prefix: cfg.Name + "/", keeper: cfg.Keeper, log: log},
 		watch:   watcherRef{shared: cfg.Watcher, log: log},
 		size:    cfg.Stdio.Size,
@@ -156,23 +166,41 @@ func (s *Streams) openPipes(cfg Config) error {
 		s.runtime[0], s.in.pipe = theirs, s.holder.hold(keptStdinPipe, ours)
 	}
 	for i, value := range []string{cfg.Stdio.Stdout, cfg.Stdio.Stderr} {
-		name := outputNames[i]
-		sink, err := s.openSink(name, value, false)
-		if err != nil {
+		var err error
+		if s.runtime[i+1], err = s.openOutput(outputNames[i], value, cfg); err != nil {
 			return err
 		}
-		if sink.kind == toNull {
-			continue
-		}
-		o := &output{name: name, sink: sink}
-		s.outs = append(s.outs, o)
-		theirs, ours, err := containerPipe(cfg.UID, cfg.GID, containerWrites)
-		if err != nil {
-			return err
-		}
-		s.runtime[i+1], o.pipe = theirs, s.holder.hold(name+keptPipeSuffix, ours)
 	}
 	return s.fillWithNull()
+}
+
+// openOutput returns the container's end of an output; nil for the null
+// device. What goes to the same place as another output goes through its pipe:
+// of two pipes nobody could tell what was written first.
+func (s *Streams) openOutput(name, value string, cfg Config) (*os.File, error) {
+	opened, err := findTarget(name, value)
+	if err != nil {
+		return nil, err
+	}
+	defer opened.close()
+	if opened.kind == toNull {
+		return nil, nil
+	}
+	if len(s.outs) > 0 && s.outs[0].sink.node == opened.node {
+		return s.runtime[1], nil
+	}
+	sink, err := opened.sink(name, s.holder, s.files, false)
+	if err != nil {
+		return nil, err
+	}
+	o := &output{name: name, sink: sink}
+	s.outs = append(s.outs, o)
+	theirs, ours, err := containerPipe(cfg.UID, cfg.GID, containerWrites)
+	if err != nil {
+		return nil, err
+	}
+	o.pipe = s.holder.hold(name+keptPipeSuffix, ours)
+	return theirs, nil
 }
 
 // fillWithNull gives the container the null device for each stream that has no
@@ -205,24 +233,13 @@ func (s *Streams) openInput(cfg Config) error {
 	return nil
 }
 
-// openSink opens the client's end of an output. An output that goes to the
-// same file as another shares it. The sink is recorded for Close by the
-// output that it is put into, so nothing may fail in between.
+// openSink opens the client's end of an output. It is recorded for Close by
+// what the sink is put into, so nothing may fail in between.
 func (s *Streams) openSink(name, value string, appendMode bool) (*sink, error) {
-	t, err := parseTarget(name, value)
-	if err != nil {
-		return nil, err
-	}
-	opened, err := openTarget(t)
+	opened, err := findTarget(name, value)
 	if err != nil {
 		return nil, err
 	}
 	defer opened.close()
-	for _, o := range s.outs {
-		if o.sink.kind != toNull && o.sink.node == opened.node {
-			o.sink.users.Add(1)
-			return o.sink, nil
-		}
-	}
-	return opened.sink(name, s.holder, appendMode)
+	return opened.sink(name, s.holder, s.files, appendMode)
 }

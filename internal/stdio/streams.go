@@ -32,8 +32,9 @@ func (s *Streams) openTerminal(cfg Config) error {
 }
 
 // RuntimeFiles returns what the container gets as descriptors 0, 1 and 2: its ends of the
-// pipes, or the null device. They stay the streams' own and are valid until
-// Started or Close; after that they are nil.
+// pipes, or the null device. stdout and stderr are the same file when both go
+// to one place. They stay the streams' own and are valid until Started or
+// Close; after that they are nil.
 func (s *Streams) RuntimeFiles() (stdin, stdout, stderr *os.File) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -246,6 +247,9 @@ func (s *Streams) tearDown() error {
 		defer close(done)
 		s.closeFiles()
 		s.wg.Wait()
+		for _, k := range s.sinks() {
+			k.end.release() // by now nobody writes
+		}
 		s.watch.close()
 	}()
 	var err error
@@ -262,14 +266,26 @@ func (s *Streams) tearDown() error {
 	}
 }
 
+// sinks are all that Close has to close.
+func (s *Streams) sinks() []*sink {
+	var sinks []*sink
+	for _, o := range s.outs {
+		sinks = append(sinks, o.sink)
+	}
+	if s.term != nil {
+		sinks = append(sinks, s.term.sink)
+	}
+	return sinks
+}
+
 // closeFiles closes destinations before sources: a mover that waits for room
 // has its source in use, and closing a file waits for its users.
 func (s *Streams) closeFiles() {
-	for _, o := range s.outs {
-		o.sink.close()
+	for _, k := range s.sinks() {
+		k.close()
 	}
 	if s.term != nil {
-		s.term.close()
+		s.term.master.close()
 	}
 	if s.in != nil {
 		s.in.close()

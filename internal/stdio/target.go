@@ -99,6 +99,15 @@ type openedTarget struct {
 	node node
 }
 
+// findTarget opens what a client gave for a stream.
+func findTarget(stream, value string) (openedTarget, error) {
+	t, err := parseTarget(stream, value)
+	if err != nil {
+		return openedTarget{}, err
+	}
+	return openTarget(t)
+}
+
 func openTarget(t target) (openedTarget, error) {
 	null := openedTarget{target: t, fd: -1, kind: toNull}
 	if t.null() {

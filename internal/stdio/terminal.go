@@ -37,7 +37,7 @@ func (t *terminal) run(s *Streams) {
 		t.drain()
 	}
 	s.outputEnded()
-	t.sink.release(&s.watch, s.closing)
+	t.sink.finish(&s.watch, s.closing)
 }
 
 // copyWhileRuns ends when exit was called or the master was closed.
@@ -162,9 +162,4 @@ func (t *terminal) resize(size task.ConsoleSize) error {
 		return fmt.Errorf("resize the terminal: %w", err)
 	}
 	return nil
-}
-
-func (t *terminal) close() {
-	t.sink.close()
-	t.master.close()
 }
