@@ -120,11 +120,6 @@ func (r *Runtime) Exec(ctx context.Context, a ExecArgs) (int, error) {
 	})
 }
 
-// Start runs the user's program in a created container.
-func (r *Runtime) Start(ctx context.Context, id string) error {
-	return r.simple(ctx, "start", id)
-}
-
 // Kill sends a signal to the container's init process; with all, to every
 // process of the container. A container whose init has ended is NotFound.
 func (r *Runtime) Kill(ctx context.Context, id string, sig syscall.Signal, all bool) error {

@@ -27,7 +27,7 @@ var allowed = map[string][]string{
 	"internal/cgroup":     {"task"},
 	"internal/events":     {},
 	"internal/mount":      {"task"},
-	"internal/ociruntime": {"task"},
+	"internal/ociruntime": {"task", "internal/reap"},
 	"internal/reap":       {},
 	"internal/stdio":      {"task"},
 	"internal/storage":    {},

@@ -1,0 +1,105 @@
+package ociruntime
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/internal/reap"
+)
+
+// Start runs the user's program in a created container.
+//
+// All that `runc start` does is to read the FIFO that init waits at; the rest
+// of its time, some 8 ms, goes into starting a process. Where runc's state shows that
+// FIFO (it has since runc 1.0; seen up to 1.5.2), Start reads it by itself. Any other
+// runtime, and any surprise, gets the call.
+func (r *Runtime) Start(ctx context.Context, id string) error {
+	started, err := r.startByFIFO(ctx, id)
+	if started || err != nil {
+		return err
+	}
+	return r.simple(ctx, "start", id)
+}
+
+// fifoCheck is how often the wait for init looks whether init still lives.
+const fifoCheck = 50 * time.Millisecond
+
+// startByFIFO returns false where the runtime has to be called. It must not
+// give up once init may have opened the FIFO: init would then fail to write
+// to it. So it waits until init has written, or has ended.
+func (r *Runtime) startByFIFO(ctx context.Context, id string) (bool, error) {
+	if r.Root == "" || id == "" || filepath.Base(id) != id {
+		return false, nil
+	}
+	dir := filepath.Join(r.Root, id)
+	pid, ok := runcInit(filepath.Join(dir, "state.json"))
+	if !ok {
+		return false, nil
+	}
+	path := filepath.Join(dir, "exec.fifo")
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false, nil
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFIFO {
+		return false, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, r.timeout())
+	defer cancel()
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(fifoCheck.Milliseconds()))
+		switch {
+		case err != nil && !errors.Is(err, unix.EINTR):
+			return false, fmt.Errorf("start of %q: wait for init: %w", id, err)
+		case n > 0:
+			return r.readFIFO(fd, path)
+		case unix.Kill(pid, 0) != nil || reap.IsZombie(pid):
+			return false, nil // the runtime says it best
+		case ctx.Err() != nil:
+			return false, r.failure("start", fmt.Sprintf("init process %d did not answer within %s", pid, r.timeout()), ctx.Err(), nil)
+		}
+	}
+}
+
+// readFIFO takes init's byte. The FIFO that is gone is what tells runc that
+// the container runs.
+func (r *Runtime) readFIFO(fd int, path string) (bool, error) {
+	buf := make([]byte, 8)
+	n, err := unix.Read(fd, buf)
+	if err != nil || n == 0 {
+		return false, nil // init ended without a word
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return false, fmt.Errorf("start: %w", err)
+	}
+	return true, nil
+}
+
+// runcInit reads the pid of init from runc's state file; no other runtime has
+// such a file.
+func runcInit(path string) (int, bool) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return 0, false
+	}
+	defer f.Close()
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() || st.Size() > maxStdout {
+		return 0, false
+	}
+	var state struct {
+		Pid int `json:"init_process_pid"`
+	}
+	if err := json.NewDecoder(f).Decode(&state); err != nil || state.Pid <= 1 {
+		return 0, false
+	}
+	return state.Pid, true
+}
