@@ -74,11 +74,7 @@ func run(args []string) error {
 	case f.ID == "":
 		return errors.New("an id is needed (-id)")
 	}
-	level := slog.LevelInfo
-	if f.Debug {
-		level = slog.LevelDebug
-	}
-	f.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})).With("group", f.ID, "pid", os.Getpid())
+	f.Log = logger(f, action)
 	switch action {
 	case "guard":
 		return shim.RunGuard(f.Args, os.Stdin, os.Stdout)
@@ -91,4 +87,23 @@ func run(args []string) error {
 	default:
 		return fmt.Errorf("unknown action %q (start, delete, guard or serve)", action)
 	}
+}
+
+// logger writes to standard error. Under berthd, which reads it, the daemon's own
+// log gives the time and the group.
+func logger(f flags, action string) *slog.Logger {
+	o := &slog.HandlerOptions{Level: slog.LevelInfo}
+	if f.Debug {
+		o.Level = slog.LevelDebug
+	}
+	if action != "guard" && os.Getenv(shim.EnvGroupDir) == "" {
+		return slog.New(slog.NewTextHandler(os.Stderr, o)).With("group", f.ID, "pid", os.Getpid())
+	}
+	o.ReplaceAttr = func(groups []string, a slog.Attr) slog.Attr {
+		if len(groups) == 0 && a.Key == slog.TimeKey {
+			return slog.Attr{}
+		}
+		return a
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, o)).With("process", action, "pid", os.Getpid())
 }
