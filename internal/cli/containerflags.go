@@ -146,7 +146,7 @@ func streamFlags() []cli.Flag {
 	return []cli.Flag{
 		yes("interactive", "attach standard input", "i"),
 		yes("null-io", "attach nothing and keep no log"),
-		str("log-uri", "send the output to a `URI` (file:///…, binary:///…)"),
+		str("log-uri", "send the output to a `URI` (file:///…, fifo:///…)"),
 		&cli.StringFlag{Name: "fifo-dir", Usage: "`DIR` for the streams' FIFOs", Value: defaultFIFODir},
 	}
 }

@@ -6,7 +6,7 @@
 //
 // A foreign shim is any binary that speaks containerd's shim protocol: executed
 // with "start", reached at the address that it prints, and executed again with
-// "delete" once its task is gone. See start.go.
+// "delete" once its task is gone. See foreign.go.
 //
 // Berth's own shim serves a group of tasks under a guard. The supervisor
 // starts the guard once, shares one connection between the group's tasks, and
