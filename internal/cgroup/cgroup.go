@@ -24,7 +24,7 @@ import (
 	"github.com/berthd/berth/task"
 )
 
-const root = "/sys/fs/cgroup"
+const hostRoot = "/sys/fs/cgroup"
 
 // Paths name the cgroups of a process: for each v1 hierarchy ("memory",
 // "cpu", …) its path, and under "" the path in the v2 hierarchy. It is kept on
@@ -54,13 +54,14 @@ func Of(pid int) (Paths, error) {
 // from several goroutines; what is gone is errdefs.ErrNotFound.
 type Cgroup struct {
 	paths   Paths
-	unified bool // cgroup v2 only; otherwise v1, or both
+	root    string // where the hierarchies are mounted
+	unified bool   // root is a v2 hierarchy; otherwise the parent of those of v1
 }
 
 // Load makes a handle. own are the paths of the calling process: a container
 // that shares them has no cgroup of its own, and gives NotFound.
 func Load(paths, own Paths) (*Cgroup, error) {
-	c := &Cgroup{paths: paths, unified: cgroups.Mode() == cgroups.Unified}
+	c := &Cgroup{paths: paths, root: hostRoot, unified: cgroups.Mode() == cgroups.Unified}
 	key := c.key()
 	path, ok := paths[key]
 	if !ok || path == "/" || path == own[key] {
@@ -91,46 +92,54 @@ func (c *Cgroup) dir(hierarchy string) (string, bool) {
 		return "", false
 	}
 	if c.unified {
-		return filepath.Join(root, path), true
+		return filepath.Join(c.root, path), true
 	}
-	return filepath.Join(root, hierarchy, path), true
+	return filepath.Join(c.root, hierarchy, path), true
 }
 
 // Stats returns io.containerd.cgroups.v1.Metrics or v2.Metrics.
 func (c *Cgroup) Stats() (task.Any, error) {
-	var metrics any
+	read := c.statsV1
 	if c.unified {
-		m, err := cgroup2.Load(c.paths[""])
-		if err != nil {
-			return task.Any{}, fmt.Errorf("cgroup %s: %w", c.paths[""], err)
-		}
-		stats, err := m.Stat()
-		if err != nil {
+		read = c.statsV2
+	}
+	metrics, err := read()
+	if err != nil {
+		return task.Any{}, notFound(err)
+	}
+	// What is gone shows as zeros.
+	if dir, ok := c.dir(c.key()); ok {
+		if _, err := os.Stat(dir); err != nil {
 			return task.Any{}, notFound(err)
 		}
-		metrics = stats
-	} else {
-		cg, err := cgroup1.Load(func(name cgroup1.Name) (string, error) {
-			path, ok := c.paths[string(name)]
-			if !ok {
-				return "", cgroup1.ErrControllerNotActive
-			}
-			return path, nil
-		})
-		if err != nil {
-			return task.Any{}, notFound(err)
-		}
-		stats, err := cg.Stat(cgroup1.IgnoreNotExist)
-		if err != nil {
-			return task.Any{}, notFound(err)
-		}
-		metrics = stats
 	}
 	a, err := typeurl.MarshalAny(metrics)
 	if err != nil {
 		return task.Any{}, fmt.Errorf("encode cgroup metrics: %w", err)
 	}
 	return task.Any{TypeURL: a.GetTypeUrl(), Value: a.GetValue()}, nil
+}
+
+func (c *Cgroup) statsV1() (any, error) {
+	cg, err := cgroup1.Load(func(name cgroup1.Name) (string, error) {
+		path, ok := c.paths[string(name)]
+		if !ok {
+			return "", cgroup1.ErrControllerNotActive
+		}
+		return path, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return cg.Stat(cgroup1.IgnoreNotExist)
+}
+
+func (c *Cgroup) statsV2() (any, error) {
+	m, err := cgroup2.Load(c.paths[""], cgroup2.WithMountpoint(c.root))
+	if err != nil {
+		return nil, fmt.Errorf("cgroup %s: %w", c.paths[""], err)
+	}
+	return m.Stat()
 }
 
 func notFound(err error) error {
