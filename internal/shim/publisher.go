@@ -2,6 +2,7 @@ package shim
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -36,7 +37,7 @@ type publisher struct {
 	log     *slog.Logger
 	wg      sync.WaitGroup
 	wake    chan struct{}
-	stop    chan struct{}
+	cancel  context.CancelFunc // ends run, and the call that it is in
 
 	mu      sync.Mutex
 	queue   []*types.Envelope // guarded by mu
@@ -45,12 +46,13 @@ type publisher struct {
 }
 
 func newPublisher(address string, log *slog.Logger) *publisher {
+	ctx, cancel := context.WithCancel(context.Background())
 	p := &publisher{
 		address: strings.TrimPrefix(address, "unix://"), log: log,
-		wake: make(chan struct{}, 1), stop: make(chan struct{}),
+		wake: make(chan struct{}, 1), cancel: cancel,
 	}
 	if p.address != "" {
-		p.wg.Go(p.run)
+		p.wg.Go(func() { p.run(ctx) })
 	}
 	return p
 }
@@ -108,7 +110,7 @@ func (p *publisher) sent(e *types.Envelope) {
 	}
 }
 
-func (p *publisher) run() {
+func (p *publisher) run(ctx context.Context) {
 	var client *ttrpc.Client
 	defer func() {
 		if client != nil {
@@ -122,12 +124,12 @@ func (p *publisher) run() {
 			select {
 			case <-p.wake:
 				continue
-			case <-p.stop:
+			case <-ctx.Done():
 				return
 			}
 		}
 		var err error
-		if client, err = p.forward(client, e); err == nil || refused(err) {
+		if client, err = p.forward(ctx, client, e); err == nil || refused(err) {
 			if err != nil {
 				p.log.Error("the daemon refuses an event", "topic", e.Topic, "error", err)
 			}
@@ -138,7 +140,7 @@ func (p *publisher) run() {
 		retry := time.NewTimer(pause)
 		select {
 		case <-retry.C:
-		case <-p.stop:
+		case <-ctx.Done():
 			retry.Stop()
 			return
 		}
@@ -148,14 +150,15 @@ func (p *publisher) run() {
 
 // refused says that the daemon will not take this event at a later try either.
 func refused(err error) bool {
+	var oversized *ttrpc.OversizedMessageErr
 	code := status.Code(err)
-	return code == codes.InvalidArgument || code == codes.FailedPrecondition
+	return code == codes.InvalidArgument || code == codes.FailedPrecondition || errors.As(err, &oversized)
 }
 
 // forward returns the client to use next: nil after a failure, so that the
 // next try connects anew.
-func (p *publisher) forward(client *ttrpc.Client, e *types.Envelope) (*ttrpc.Client, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), forwardTime)
+func (p *publisher) forward(ctx context.Context, client *ttrpc.Client, e *types.Envelope) (*ttrpc.Client, error) {
+	ctx, cancel := context.WithTimeout(ctx, forwardTime)
 	defer cancel()
 	if client == nil {
 		var d net.Dialer
@@ -195,7 +198,7 @@ func (p *publisher) Close(ctx context.Context) error {
 		err = fmt.Errorf("%d events not delivered: %w", len(p.queue), ctx.Err())
 		p.mu.Unlock()
 	}
-	close(p.stop)
+	p.cancel()
 	p.wg.Wait()
 	return err
 }
