@@ -18,6 +18,8 @@ import (
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
 	"github.com/containerd/typeurl/v2"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
 
@@ -52,7 +54,7 @@ func method[Req, Resp any](fn func(context.Context, *Req) (*Resp, error)) ttrpc.
 	return func(ctx context.Context, unmarshal func(any) error) (any, error) {
 		req := new(Req)
 		if err := unmarshal(req); err != nil {
-			return nil, err
+			return nil, status.Error(codes.InvalidArgument, status.Convert(err).Message())
 		}
 		resp, err := fn(ctx, req)
 		if err != nil {
