@@ -150,10 +150,10 @@ func (p *Process) Wait(tb testing.TB) Result {
 	return r
 }
 
-// Signal sends a signal to the program.
+// Signal sends a signal to the program, if it has not ended.
 func (p *Process) Signal(tb testing.TB, sig syscall.Signal) {
 	tb.Helper()
-	if err := p.cmd.Process.Signal(sig); err != nil {
+	if err := p.cmd.Process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		tb.Fatal(err)
 	}
 }

@@ -13,8 +13,6 @@ import (
 	"github.com/berthd/berth/test/harness"
 )
 
-const sigUSR1 = syscall.SIGUSR1
-
 // start runs a container in the background that ends with 42 on SIGTERM.
 func start(t *testing.T, d *harness.Daemon, id string, flags ...string) {
 	t.Helper()
