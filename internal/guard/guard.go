@@ -33,7 +33,7 @@ type Config struct {
 	// Command builds the shim's command for each start. The guard adds its
 	// files: fd 3 is the listening socket, fd 4 the guard's.
 	Command func() *exec.Cmd
-	// Listener is the group's listening socket; it belongs to the guard from here on.
+	// Listener is the group's listening socket; it stays the caller's.
 	Listener *os.File
 	// OnServing is called once, when the first shim serves the socket.
 	OnServing func() error
@@ -65,7 +65,6 @@ func Run(cfg Config) error {
 		return fmt.Errorf("become a subreaper: %w", err)
 	}
 	g := &guard{cfg: cfg, kept: map[string]int{}, claimed: map[int]bool{}}
-	defer cfg.Listener.Close()
 	defer g.closeKept()
 
 	ctx, cancel := context.WithCancel(context.Background())

@@ -58,24 +58,29 @@ func Start(a Args, in io.Reader, out io.Writer) error {
 		return err
 	}
 	defer listener.Close()
+	if err := startServing(a, bundle, socket, listener); err != nil {
+		return errors.Join(fmt.Errorf("start the shim: %w", err), remove(socket))
+	}
+	return writeResult(out, socket)
+}
+
+// startServing starts the process that takes over the listener.
+func startServing(a Args, bundle, socket string, listener *os.File) error {
 	// The link tells those who look where the bundle's socket is.
-	if err := os.Symlink(dir, filepath.Join(bundle, "s")); err != nil && !errors.Is(err, os.ErrExist) {
+	if err := os.Symlink(filepath.Dir(socket), filepath.Join(bundle, "s")); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
 	cmd := serveCommand(a)
 	cmd.Dir = bundle
-	cmd.Stderr = nil
+	cmd.Stderr = nil // our caller reads ours to its end
 	cmd.Env = append(os.Environ(), EnvSocket+"="+socket)
 	cmd.ExtraFiles = append(cmd.ExtraFiles, listener)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
-		return errors.Join(fmt.Errorf("start the shim: %w", err), os.Remove(socket))
-	}
-	raiseOOMScore(cmd.Process.Pid, os.Getppid())
-	if err := cmd.Process.Release(); err != nil {
 		return err
 	}
-	return writeResult(out, socket)
+	raiseOOMScore(cmd.Process.Pid, os.Getppid())
+	return cmd.Process.Release()
 }
 
 // groupOf reads the group from the bundle's annotations.

@@ -78,11 +78,16 @@ func listen(path string) (*os.File, error) {
 	addr := &net.UnixAddr{Name: path, Net: "unix"}
 	l, err := net.ListenUnix("unix", addr)
 	if errors.Is(err, unix.EADDRINUSE) {
-		if conn, derr := net.DialTimeout("unix", path, 100*time.Millisecond); derr == nil {
+		// Only a refusal says that nobody listens: one who has much to do is
+		// slow to take us.
+		conn, derr := net.DialTimeout("unix", path, 100*time.Millisecond)
+		if derr == nil {
 			conn.Close()
+		}
+		if !errors.Is(derr, unix.ECONNREFUSED) && !errors.Is(derr, unix.ENOENT) {
 			return nil, errServed
 		}
-		if rerr := os.Remove(path); rerr != nil {
+		if rerr := remove(path); rerr != nil {
 			return nil, fmt.Errorf("stale socket: %w", rerr)
 		}
 		l, err = net.ListenUnix("unix", addr)
@@ -96,6 +101,14 @@ func listen(path string) (*os.File, error) {
 		return nil, err
 	}
 	return l.File()
+}
+
+// remove takes a file away that may be gone.
+func remove(path string) error {
+	if err := os.Remove(path); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 func writeResult(w io.Writer, socket string) error {
@@ -144,6 +157,8 @@ func RunGuard(a Args, in io.Reader, out io.WriteCloser) error {
 	if err != nil {
 		return err
 	}
+	// It is listened to until its name is gone: nobody takes it for stale.
+	defer listener.Close()
 	if err := openLog(dir); err != nil {
 		return err
 	}
@@ -164,7 +179,7 @@ func RunGuard(a Args, in io.Reader, out io.WriteCloser) error {
 		},
 		OnServing: func() error { return errors.Join(writeResult(out, socket), out.Close()) },
 	})
-	return errors.Join(err, os.Remove(socket))
+	return errors.Join(err, remove(socket))
 }
 
 // openLog makes the FIFO that the daemon reads our standard error. It is
@@ -186,8 +201,10 @@ func openLog(dir string) error {
 // socket, fd 4 the guard's where BERTH_GROUP_DIR is set.
 func RunServe(ctx context.Context, a Args) error {
 	unix.CloseOnExec(3)
+	listener := os.NewFile(3, "listener")
+	defer listener.Close()
 	cfg := ServeConfig{
-		Namespace: a.Namespace, Listener: os.NewFile(3, "listener"), Dir: os.Getenv(EnvGroupDir),
+		Namespace: a.Namespace, Listener: listener, Socket: os.Getenv(EnvSocket), Dir: os.Getenv(EnvGroupDir),
 		RuntimeRoot: os.Getenv(EnvRuntimeRoot), EventsAddress: os.Getenv("TTRPC_ADDRESS"),
 		Linger: unclaimedLinger, Log: a.Log,
 	}
@@ -201,6 +218,8 @@ func RunServe(ctx context.Context, a Args) error {
 		unix.CloseOnExec(4)
 		cfg.Guard = os.NewFile(4, "guard")
 		cfg.Linger = DefaultLinger
+	} else if err := openLog("."); err != nil { // the bundle of the group's first container
+		return err
 	}
 	if text := os.Getenv(EnvLinger); text != "" {
 		d, err := time.ParseDuration(text)
@@ -209,13 +228,8 @@ func RunServe(ctx context.Context, a Args) error {
 		}
 		cfg.Linger = d
 	}
-	socket := os.Getenv(EnvSocket)
 	for _, name := range []string{EnvSocket, EnvGroupDir, EnvRuntimeRoot, EnvLinger, "TTRPC_ADDRESS", "GRPC_ADDRESS", "NAMESPACE"} {
 		os.Unsetenv(name) // not the OCI runtime's business
 	}
-	err := Serve(ctx, cfg)
-	if socket != "" {
-		err = errors.Join(err, os.Remove(socket))
-	}
-	return err
+	return Serve(ctx, cfg)
 }

@@ -39,8 +39,10 @@ const (
 // ServeConfig describes the serving process of a group.
 type ServeConfig struct {
 	Namespace string
-	// Listener is the group's listening socket; Serve closes it.
+	// Listener is the group's listening socket; it stays the caller's. Socket is its
+	// path, which Serve removes before it lets go; empty: its maker does.
 	Listener *os.File
+	Socket   string
 	// Guard is the socket to the guard; nil without one. Serve closes it.
 	Guard *os.File
 	// Dir is the group's directory under a guard, where a successor finds what
@@ -170,7 +172,6 @@ func WritePid(path string) error {
 
 func (s *server) run(ctx context.Context) error {
 	listener, err := net.FileListener(s.cfg.Listener)
-	s.cfg.Listener.Close()
 	if err != nil {
 		return fmt.Errorf("listening socket: %w", err)
 	}
@@ -228,22 +229,26 @@ func (s *server) untilUnused(ctx context.Context, served <-chan error) error {
 			}
 			s.cfg.Log.Info("a signal is not obeyed while there are containers", "signal", sig.(syscall.Signal))
 		case <-idle:
-			if s.lingered(ctx) && s.set.CloseIfEmpty() {
+			told := s.linger(ctx)
+			if (told || s.set.Idle() == idle) && s.set.CloseIfEmpty() {
 				return nil
 			}
+			// Not empty, or not all the time: linger anew.
 		}
 	}
 }
 
-// lingered waits while the group is empty; Shutdown and SIGTERM shorten it.
-func (s *server) lingered(ctx context.Context) bool {
+// linger waits while the group is empty; told says that Shutdown, SIGTERM or
+// ctx cut it short.
+func (s *server) linger(ctx context.Context) (told bool) {
 	term := make(chan os.Signal, 1)
 	signal.Notify(term, unix.SIGTERM, unix.SIGINT)
 	defer signal.Stop(term)
-	linger := time.NewTimer(s.cfg.Linger)
-	defer linger.Stop()
+	timeout := time.NewTimer(s.cfg.Linger)
+	defer timeout.Stop()
 	select {
-	case <-linger.C:
+	case <-timeout.C:
+		return false
 	case <-s.shutdownC:
 	case <-term:
 	case <-ctx.Done():
@@ -261,7 +266,12 @@ func (s *server) closeEvents() error {
 func (s *server) close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), shutdownTime)
 	defer cancel()
-	err := s.set.Close(ctx)
+	var err error
+	if s.cfg.Socket != "" {
+		// First: who comes now makes a socket of its own.
+		err = remove(s.cfg.Socket)
+	}
+	err = errors.Join(err, s.set.Close(ctx))
 	if everr := s.events.Close(ctx); everr != nil {
 		s.cfg.Log.Warn("events at shutdown", "error", everr)
 	}
