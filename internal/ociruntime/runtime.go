@@ -131,17 +131,6 @@ func (r *Runtime) Kill(ctx context.Context, id string, sig syscall.Signal, all b
 	return err
 }
 
-// Delete removes a container that has ended or was never started; an unknown
-// one is NotFound. With force it kills what still runs first, and an unknown
-// container is no error; runc then sleeps 100 ms at least, so use force
-// only where it is needed.
-func (r *Runtime) Delete(ctx context.Context, id string, force bool) error {
-	if force {
-		return r.simple(ctx, "delete", id, "--force")
-	}
-	return r.simple(ctx, "delete", id)
-}
-
 // Pause freezes all processes of the container.
 func (r *Runtime) Pause(ctx context.Context, id string) error {
 	return r.simple(ctx, "pause", id)

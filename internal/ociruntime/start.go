@@ -2,7 +2,6 @@ package ociruntime
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -10,8 +9,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/berthd/berth/internal/reap"
 )
 
 // Start runs the user's program in a created container.
@@ -35,11 +32,11 @@ const fifoCheck = 50 * time.Millisecond
 // give up once init may have opened the FIFO: init would then fail to write
 // to it. So it waits until init has written, or has ended.
 func (r *Runtime) startByFIFO(ctx context.Context, id string) (bool, error) {
-	if r.Root == "" || id == "" || filepath.Base(id) != id {
+	dir, ok := r.runcDir(id)
+	if !ok {
 		return false, nil
 	}
-	dir := filepath.Join(r.Root, id)
-	pid, ok := runcInit(filepath.Join(dir, "state.json"))
+	state, ok := readRuncState(dir, id)
 	if !ok {
 		return false, nil
 	}
@@ -62,10 +59,10 @@ func (r *Runtime) startByFIFO(ctx context.Context, id string) (bool, error) {
 			return false, fmt.Errorf("start of %q: wait for init: %w", id, err)
 		case n > 0:
 			return r.readFIFO(fd, path)
-		case unix.Kill(pid, 0) != nil || reap.IsZombie(pid):
+		case state.ended():
 			return false, nil // the runtime says it best
 		case ctx.Err() != nil:
-			return false, r.failure("start", fmt.Sprintf("init process %d did not answer within %s", pid, r.timeout()), ctx.Err(), nil)
+			return false, r.failure("start", fmt.Sprintf("init process %d did not answer within %s", state.Pid, r.timeout()), ctx.Err(), nil)
 		}
 	}
 }
@@ -82,24 +79,4 @@ func (r *Runtime) readFIFO(fd int, path string) (bool, error) {
 		return false, fmt.Errorf("start: %w", err)
 	}
 	return true, nil
-}
-
-// runcInit reads the pid of init from runc's state file; no other runtime has
-// such a file.
-func runcInit(path string) (int, bool) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return 0, false
-	}
-	defer f.Close()
-	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() || st.Size() > maxStdout {
-		return 0, false
-	}
-	var state struct {
-		Pid int `json:"init_process_pid"`
-	}
-	if err := json.NewDecoder(f).Decode(&state); err != nil || state.Pid <= 1 {
-		return 0, false
-	}
-	return state.Pid, true
 }
