@@ -49,10 +49,14 @@ func Start(a Args, in io.Reader, out io.Writer) error {
 	if dir == "" {
 		dir = defaultSocketDir
 	}
+	// The link tells those who look where the bundle's socket is; "delete" is one.
+	if err := os.Symlink(dir, filepath.Join(bundle, "s")); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
 	socket := socketPath(dir, a.Address, a.Namespace, group)
 	listener, err := listen(socket)
 	if errors.Is(err, errServed) {
-		return writeResult(out, socket)
+		return writeResult(out, socket, params)
 	}
 	if err != nil {
 		return err
@@ -61,15 +65,11 @@ func Start(a Args, in io.Reader, out io.Writer) error {
 	if err := startServing(a, bundle, socket, listener); err != nil {
 		return errors.Join(fmt.Errorf("start the shim: %w", err), remove(socket))
 	}
-	return writeResult(out, socket)
+	return writeResult(out, socket, params)
 }
 
 // startServing starts the process that takes over the listener.
 func startServing(a Args, bundle, socket string, listener *os.File) error {
-	// The link tells those who look where the bundle's socket is.
-	if err := os.Symlink(filepath.Dir(socket), filepath.Join(bundle, "s")); err != nil && !errors.Is(err, os.ErrExist) {
-		return err
-	}
 	cmd := serveCommand(a)
 	cmd.Dir = bundle
 	cmd.Stderr = nil // our caller reads ours to its end
@@ -159,22 +159,24 @@ func Delete(ctx context.Context, a Args, out io.Writer) error {
 func lastExit(bundle string) *taskAPI.DeleteResponse {
 	var exit struct {
 		Timestamp time.Time
-		Pid       int
-		Status    int
+		Pid       uint32
+		Status    uint32
 	}
 	data, err := os.ReadFile(filepath.Join(bundle, "exit.json"))
 	if err == nil {
 		err = json.Unmarshal(data, &exit)
 	}
-	if err == nil && exit.Pid > 0 && exit.Status >= 0 && !exit.Timestamp.IsZero() {
-		return &taskAPI.DeleteResponse{Pid: uint32(exit.Pid), ExitStatus: uint32(exit.Status), ExitedAt: toTimestamp(exit.Timestamp)}
+	if err == nil && exit.Pid > 0 && !exit.Timestamp.IsZero() {
+		return &taskAPI.DeleteResponse{Pid: exit.Pid, ExitStatus: exit.Status, ExitedAt: toTimestamp(exit.Timestamp)}
 	}
-	pid := 0
+	var pid uint64
 	if data, err := os.ReadFile(filepath.Join(bundle, "init.pid")); err == nil {
-		pid, _ = strconv.Atoi(strings.TrimSpace(string(data)))
+		if n, err := strconv.ParseUint(strings.TrimSpace(string(data)), 10, 31); err == nil {
+			pid = n
+		}
 	}
 	return &taskAPI.DeleteResponse{
-		Pid: uint32(max(pid, 0)), ExitStatus: 128 + uint32(unix.SIGKILL), ExitedAt: toTimestamp(time.Now()),
+		Pid: uint32(pid), ExitStatus: 128 + uint32(unix.SIGKILL), ExitedAt: toTimestamp(time.Now()),
 	}
 }
 

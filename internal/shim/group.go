@@ -44,7 +44,7 @@ const (
 )
 
 // readParams reads the daemon's bootstrap message. Daemons before 2.3 send
-// none, or the bare options of the runtime: they get the defaults.
+// none, or the bare options of the runtime: they give nil.
 func readParams(r io.Reader, a Args) (*bootstrap.BootstrapParams, error) {
 	data, err := io.ReadAll(io.LimitReader(r, maxParams+1))
 	if err != nil {
@@ -55,7 +55,7 @@ func readParams(r io.Reader, a Args) (*bootstrap.BootstrapParams, error) {
 	}
 	p := &bootstrap.BootstrapParams{}
 	if err := proto.Unmarshal(data, p); err != nil || p.InstanceID != a.ID || p.Namespace != a.Namespace {
-		return &bootstrap.BootstrapParams{InstanceID: a.ID, Namespace: a.Namespace}, nil
+		return nil, nil //nolint:nilerr // another kind of message is no error
 	}
 	return p, nil
 }
@@ -111,7 +111,13 @@ func remove(path string) error {
 	return nil
 }
 
-func writeResult(w io.Writer, socket string) error {
+// writeResult tells the address of the socket, to a daemon that sent no
+// parameters in the form that all of them know.
+func writeResult(w io.Writer, socket string, params *bootstrap.BootstrapParams) error {
+	if params == nil {
+		_, err := io.WriteString(w, "unix://"+socket)
+		return err
+	}
 	data, err := proto.Marshal(&bootstrap.BootstrapResult{Version: 3, Address: "unix://" + socket, Protocol: "ttrpc"})
 	if err != nil {
 		return fmt.Errorf("encode the bootstrap result: %w", err)
@@ -152,7 +158,7 @@ func RunGuard(a Args, in io.Reader, out io.WriteCloser) error {
 	socket := socketPath(socketDir, a.Address, a.Namespace, a.ID)
 	listener, err := listen(socket)
 	if errors.Is(err, errServed) {
-		return errors.Join(writeResult(out, socket), out.Close())
+		return errors.Join(writeResult(out, socket, params), out.Close())
 	}
 	if err != nil {
 		return err
@@ -177,7 +183,7 @@ func RunGuard(a Args, in io.Reader, out io.WriteCloser) error {
 				EnvRuntimeRoot+"="+filepath.Join(dir, "..", "..", "..", "runc"))
 			return cmd
 		},
-		OnServing: func() error { return errors.Join(writeResult(out, socket), out.Close()) },
+		OnServing: func() error { return errors.Join(writeResult(out, socket, params), out.Close()) },
 	})
 	return errors.Join(err, remove(socket))
 }
