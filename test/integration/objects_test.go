@@ -39,8 +39,8 @@ func TestCtrImages(t *testing.T) {
 			t.Errorf("content that no image has: %q", out)
 		}
 		d.MustCtr(t, "images", "import", archive)
-		if out := d.MustCtr(t, "run", "--rm", other, d.ID("run"), "echo", "again"); out != "again\n" {
-			t.Errorf("from the imported image: %q", out)
+		if r := d.CtrRun(t, nil, other, d.ID("run"), "echo", "again"); r.Stdout != "again\n" {
+			t.Errorf("from the imported image: %s", r)
 		}
 		if r := d.Ctr(t, "images", "rm", "berth.test/none:1"); !strings.Contains(r.Stderr, "not found") {
 			t.Errorf("remove what is not there: %s", r)
@@ -157,9 +157,9 @@ func topLayer(t *testing.T, d *harness.Daemon) string {
 
 func TestCtrSnapshotsNative(t *testing.T) {
 	harness.Each(t, func(t *testing.T, d *harness.Daemon) {
-		out := d.MustCtr(t, "run", "--rm", "--snapshotter", "native", harness.Image, d.ID("native"), "sh", "-c", "echo x >/x; cat /x")
-		if out != "x\n" {
-			t.Errorf("stdout %q", out)
+		r := d.CtrRun(t, []string{"--snapshotter", "native"}, harness.Image, d.ID("native"), "sh", "-c", "echo x >/x; cat /x")
+		if r.Code != 0 || r.Stdout != "x\n" {
+			t.Error(r)
 		}
 	})
 }

@@ -37,7 +37,7 @@ func TestRestart(t *testing.T) {
 				if got := d.TaskPID(t, id); got != pid {
 					t.Errorf("pid %d, was %d", got, pid)
 				}
-				if r := d.Ctr(t, "tasks", "exec", "--exec-id", d.ID("e"), id, "sh", "-c", "echo in; exit 5"); r.Code != 5 || r.Stdout != "in\n" {
+				if r := d.CtrExec(t, nil, id, "sh", "-c", "echo in; exit 5"); r.Code != 5 || r.Stdout != "in\n" {
 					t.Error(r)
 				}
 				exit := d.WaitTask(t, id)

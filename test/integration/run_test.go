@@ -19,7 +19,6 @@ func TestCtrRun(t *testing.T) {
 	for name, test := range map[string]struct {
 		flags   []string
 		command []string
-		stdin   string
 		stdout  string
 		stderr  string
 		code    int
@@ -35,13 +34,7 @@ func TestCtrRun(t *testing.T) {
 			command: []string{"sh", "-c", "exit 255"}, code: 255,
 		},
 		"killed by a signal": {
-			command: []string{"sh", "-c", "kill -9 $$"}, code: 0, // init is immune to itself
-		},
-		"child killed by a signal": {
-			command: []string{"sh", "-c", "sh -c 'kill -9 $$'; exit $?"}, code: 137, stderr: "Killed\n",
-		},
-		"default command": {
-			stdin: "echo from the shell; exit 3\n", stdout: "from the shell\n", code: 3,
+			command: []string{"sh", "-c", "kill -9 $$"}, code: 137, stderr: "Killed\n",
 		},
 		"cwd": {
 			flags: []string{"--cwd", "/home/app"}, command: []string{"pwd"}, stdout: "/home/app\n",
@@ -66,8 +59,8 @@ func TestCtrRun(t *testing.T) {
 		"no network": {
 			command: []string{"sh", "-c", "ls /sys/class/net"}, stdout: "lo\n",
 		},
-		"pid 1": {
-			command: []string{"sh", "-c", "echo $$"}, stdout: "1\n",
+		"own pids": {
+			command: []string{"sh", "-c", "echo $PPID"}, stdout: "1\n",
 		},
 		"no new privileges": {
 			command: []string{"sh", "-c", "grep NoNewPrivs /proc/self/status"}, stdout: "NoNewPrivs:\t1\n",
@@ -83,11 +76,7 @@ func TestCtrRun(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			harness.Each(t, func(t *testing.T, d *harness.Daemon) {
-				args := append([]string{d.Programs.Ctr, "run", "--rm"}, test.flags...)
-				args = append(args, harness.Image, d.ID("run"))
-				p := d.Spawn(t, append(args, test.command...)...)
-				p.Type(t, test.stdin)
-				r := p.Wait(t)
+				r := d.CtrRun(t, test.flags, harness.Image, d.ID("run"), test.command...)
 				if r.Stdout != test.stdout || r.Stderr != test.stderr || r.Code != test.code {
 					t.Errorf("%s\nwant: exit code %d, stdout %q, stderr %q", r, test.code, test.stdout, test.stderr)
 				}
@@ -103,14 +92,14 @@ func TestCtrRunMount(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, "given"), []byte("from the host\n"), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		out := d.MustCtr(t, "run", "--rm",
-			"--mount", "type=bind,src="+dir+",dst=/data,options=rbind:rw",
-			"--mount", "type=bind,src="+dir+",dst=/fixed,options=rbind:ro",
+		r := d.CtrRun(t, []string{
+			"--mount", "type=bind,src=" + dir + ",dst=/data,options=rbind:rw",
+			"--mount", "type=bind,src=" + dir + ",dst=/fixed,options=rbind:ro",
 			"--mount", "type=tmpfs,dst=/scratch,options=size=1m",
-			harness.Image, d.ID("mount"), "sh", "-c",
+		}, harness.Image, d.ID("mount"), "sh", "-c",
 			"cat /data/given; echo made >/data/made; (echo x >/fixed/made) 2>/dev/null || echo refused; grep -c ' /scratch tmpfs ' /proc/mounts")
-		if want := "from the host\nrefused\n1\n"; out != want {
-			t.Errorf("stdout %q, want %q", out, want)
+		if want := "from the host\nrefused\n1\n"; r.Stdout != want {
+			t.Errorf("%s\nwant stdout %q", r, want)
 		}
 		if b, err := os.ReadFile(filepath.Join(dir, "made")); err != nil || string(b) != "made\n" {
 			t.Errorf("written through the mount: %q, %v", b, err)
@@ -124,9 +113,9 @@ func TestCtrRunNetHost(t *testing.T) {
 		t.Fatal(err)
 	}
 	harness.Each(t, func(t *testing.T, d *harness.Daemon) {
-		out := d.MustCtr(t, "run", "--rm", "--net-host", harness.Image, d.ID("net"), "readlink", "/proc/self/ns/net")
-		if out != own+"\n" {
-			t.Errorf("network namespace %q, the host's is %q", out, own)
+		r := d.CtrRun(t, []string{"--net-host"}, harness.Image, d.ID("net"), "readlink", "/proc/self/ns/net")
+		if r.Stdout != own+"\n" {
+			t.Errorf("%s\nthe host's network namespace is %q", r, own)
 		}
 	})
 }
@@ -147,9 +136,9 @@ func TestCtrRunMemoryLimit(t *testing.T) {
 func TestCtrRunRootfs(t *testing.T) {
 	harness.Each(t, func(t *testing.T, d *harness.Daemon) {
 		rootfs := harness.Rootfs(t)
-		out := d.MustCtr(t, "run", "--rm", "--rootfs", rootfs, d.ID("rootfs"), "/bin/sh", "-c", "echo made >/made; echo done")
-		if out != "done\n" {
-			t.Errorf("stdout %q", out)
+		r := d.CtrRun(t, []string{"--rootfs"}, rootfs, d.ID("rootfs"), "/bin/sh", "-c", "echo made >/made; echo done")
+		if r.Code != 0 || r.Stdout != "done\n" {
+			t.Error(r)
 		}
 		if _, err := os.Stat(filepath.Join(rootfs, "made")); err != nil {
 			t.Errorf("the container did not write to the directory: %v", err)
@@ -206,6 +195,19 @@ func TestCtrRunSignals(t *testing.T) {
 			return strings.Contains(p.Stdout(), "caught")
 		})
 		if r := p.Wait(t); r.Code != 3 || !strings.HasPrefix(r.Stdout, "ready\ncaught\n") {
+			t.Error(r)
+		}
+	})
+}
+
+// TestCtrRunDefaultCommand runs what the image says: a shell.
+func TestCtrRunDefaultCommand(t *testing.T) {
+	harness.Each(t, func(t *testing.T, d *harness.Daemon) {
+		p := d.Spawn(t, d.Programs.Ctr, "run", "--rm", harness.Image, d.ID("shell"))
+		p.Type(t, "echo from the shell\n")
+		p.AwaitOutput(t, "from the shell\n")
+		p.Type(t, "exit 3\n")
+		if r := p.Wait(t); r.Code != 3 || r.Stdout != "from the shell\n" {
 			t.Error(r)
 		}
 	})

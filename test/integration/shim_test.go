@@ -41,7 +41,7 @@ func TestShimKilled(t *testing.T) {
 
 	killed := d.KillShim(t)
 	within(t, time.Second, "an exec after the shim's death", func() {
-		if r := d.Ctr(t, "tasks", "exec", "--exec-id", d.ID("e"), id, "sh", "-c", "echo in; exit 5"); r.Code != 5 || r.Stdout != "in\n" {
+		if r := d.CtrExec(t, nil, id, "sh", "-c", "echo in; exit 5"); r.Code != 5 || r.Stdout != "in\n" {
 			t.Error(r)
 		}
 	})
@@ -100,12 +100,14 @@ func TestShimKilledForeground(t *testing.T) {
 	t.Parallel()
 	d := harness.Start(t, harness.Config{})
 	p := d.Spawn(t, d.Programs.Ctr, "run", "--rm", harness.Image, d.ID("front"),
-		"sh", "-c", "i=0; while [ $i -lt 300 ]; do echo line $i; i=$((i+1)); sleep 0.01; done; exit 42")
+		"sh", "-c", "i=0; while [ $i -lt 300 ]; do echo line $i; i=$((i+1)); sleep 0.01; done; read -r _; exit 42")
 	for _, line := range []string{"line 20\n", "line 90\n", "line 160\n"} {
 		p.AwaitOutput(t, line)
 		harness.Await(t, 10*time.Second, "shim", func() bool { return len(d.Shims()) == 1 })
 		d.KillShim(t)
 	}
+	p.AwaitOutput(t, "line 299\n")
+	p.Type(t, "\n")
 	if r := p.Wait(t); r.Code != 42 || r.Stdout != numbered(300) {
 		t.Errorf("want exit code 42 and 300 lines: %s", r)
 	}
@@ -135,7 +137,7 @@ func TestStockShim(t *testing.T) {
 	d := harness.Start(t, harness.Config{})
 	id := d.ID("foreign")
 	shim := d.Programs.StockShim
-	if r := d.Ctr(t, "run", "--rm", "--runtime", shim, harness.Image, d.ID("front"), "sh", "-c", "echo out; exit 7"); r.Code != 7 || r.Stdout != "out\n" {
+	if r := d.CtrRun(t, []string{"--runtime", shim}, harness.Image, d.ID("front"), "sh", "-c", "echo out; exit 7"); r.Code != 7 || r.Stdout != "out\n" {
 		t.Error(r)
 	}
 
@@ -145,7 +147,7 @@ func TestStockShim(t *testing.T) {
 	}
 	exec := func() {
 		t.Helper()
-		if r := d.Ctr(t, "tasks", "exec", "--exec-id", d.ID("e"), id, "sh", "-c", "echo in; exit 5"); r.Code != 5 || r.Stdout != "in\n" {
+		if r := d.CtrExec(t, nil, id, "sh", "-c", "echo in; exit 5"); r.Code != 5 || r.Stdout != "in\n" {
 			t.Error(r)
 		}
 	}

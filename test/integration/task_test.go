@@ -80,24 +80,29 @@ func TestCtrTaskExec(t *testing.T) {
 	harness.Each(t, func(t *testing.T, d *harness.Daemon) {
 		id := d.ID("exec")
 		start(t, d, id)
-		exec := func(stdin string, args ...string) harness.Result {
-			return d.Exec(t, stdin, append([]string{d.Programs.Ctr, "tasks", "exec", "--exec-id", d.ID("e1")}, args...)...)
-		}
-		r := exec("", id, "sh", "-c", "echo out; echo err >&2; exit 5")
+		r := d.CtrExec(t, nil, id, "sh", "-c", "echo out; echo err >&2; exit 5")
 		if r.Code != 5 || r.Stdout != "out\n" || r.Stderr != "err\n" {
 			t.Error(r)
 		}
-		if r := exec("to stdin", id, "cat"); r.Code != 0 || r.Stdout != "to stdin" {
+		r = d.CtrExec(t, []string{"--cwd", "/home", "--user", "app"}, id, "sh", "-c", "pwd; id -u")
+		if r.Code != 0 || r.Stdout != "/home\n1000\n" {
 			t.Error(r)
 		}
-		if r := exec("", "--cwd", "/home", "--user", "app", id, "sh", "-c", "pwd; id -u"); r.Code != 0 || r.Stdout != "/home\n1000\n" {
+		exec := func(args ...string) []string {
+			return append([]string{d.Programs.Ctr, "tasks", "exec", "--exec-id", d.ID("e"), id}, args...)
+		}
+		p := d.Spawn(t, exec("cat")...)
+		p.Type(t, "to stdin\n")
+		p.AwaitOutput(t, "to stdin\n")
+		p.CloseStdin(t)
+		if r := p.Wait(t); r.Code != 0 || r.Stdout != "to stdin\n" {
 			t.Error(r)
 		}
-		if r := exec("", id, "/no/such/program"); r.Code == 0 || !strings.Contains(r.Stderr, "/no/such/program") {
+		if r := d.Exec(t, "", exec("/no/such/program")...); r.Code == 0 || !strings.Contains(r.Stderr, "/no/such/program") {
 			t.Error(r)
 		}
 		// A failed start leaves the identifier free.
-		if r := exec("", id, "true"); r.Code != 0 {
+		if r := d.Exec(t, "", exec("true")...); r.Code != 0 {
 			t.Error(r)
 		}
 		term := d.SpawnTerminal(t, 60, 20, d.Programs.Ctr, "tasks", "exec", "--tty", "--exec-id", d.ID("tty"), id, "sh")
@@ -218,9 +223,12 @@ func TestCtrTaskPsAndMetrics(t *testing.T) {
 func TestCtrTaskStart(t *testing.T) {
 	harness.Each(t, func(t *testing.T, d *harness.Daemon) {
 		id := d.ID("start")
-		d.MustCtr(t, "containers", "create", harness.Image, id, "sh", "-c", "echo from $((40+2)); exit 4")
+		d.MustCtr(t, "containers", "create", harness.Image, id, "sh", "-c", "echo from $((40+2)); read -r _; exit 4")
 		for range 2 {
-			if r := d.Ctr(t, "tasks", "start", id); r.Code != 4 || r.Stdout != "from 42\n" {
+			p := d.Spawn(t, d.Programs.Ctr, "tasks", "start", id)
+			p.AwaitOutput(t, "from 42\n")
+			p.Type(t, "\n")
+			if r := p.Wait(t); r.Code != 4 || r.Stdout != "from 42\n" {
 				t.Error(r)
 			}
 		}
