@@ -144,7 +144,7 @@ func Delete(ctx context.Context, a Args, out io.Writer) error {
 		err = nil
 	}
 	// The mounts are taken down even so; a retry finds fewer.
-	if err := errors.Join(err, mount.Unmount(bundle)); err != nil {
+	if err := errors.Join(err, mount.Unmount(bundle), removeDeadSocket(bundle, a)); err != nil {
 		return fmt.Errorf("delete container %q: %w", a.ID, err)
 	}
 	data, err := proto.Marshal(lastExit(bundle))
