@@ -66,6 +66,7 @@ type server struct {
 	late   *stdio.Watcher // of late readers
 	events *publisher
 	rpc    *ttrpc.Server
+	conns  *connections
 	trim   *time.Timer
 
 	shutdownOnce sync.Once
@@ -175,8 +176,9 @@ func (s *server) run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("listening socket: %w", err)
 	}
+	s.conns = &connections{check: ttrpc.UnixSocketRequireSameUser()}
 	s.rpc, err = ttrpc.NewServer(
-		ttrpc.WithServerHandshaker(ttrpc.UnixSocketRequireSameUser()),
+		ttrpc.WithServerHandshaker(s.conns),
 		ttrpc.WithUnaryServerInterceptor(s.intercept),
 	)
 	if err != nil {
@@ -277,6 +279,9 @@ func (s *server) close() error {
 	}
 	if s.guard != nil {
 		err = errors.Join(err, s.guard.Bye())
+	}
+	if derr := s.conns.drain(ctx); derr != nil {
+		s.cfg.Log.Warn("answers at shutdown", "error", derr)
 	}
 	if serr := s.rpc.Shutdown(ctx); serr != nil {
 		err = errors.Join(err, s.rpc.Close())

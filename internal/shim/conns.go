@@ -1,0 +1,140 @@
+package shim
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/ttrpc"
+)
+
+// connections are those of a ttrpc server, which itself, when it shuts down,
+// cuts one whose last answer is still on its way. It is the server's
+// handshaker.
+type connections struct {
+	// check is asked first of a new connection.
+	check ttrpc.Handshaker
+
+	mu   sync.Mutex
+	open map[*conn]struct{} // guarded by mu
+}
+
+// Handshake implements ttrpc.Handshaker.
+func (c *connections) Handshake(ctx context.Context, raw net.Conn) (net.Conn, any, error) {
+	checked, peer, err := c.check.Handshake(ctx, raw)
+	if err != nil {
+		return nil, nil, err
+	}
+	counted := &conn{Conn: checked, owner: c, requests: frames{kind: requestFrame}, responses: frames{kind: responseFrame}}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.open == nil {
+		c.open = map[*conn]struct{}{}
+	}
+	c.open[counted] = struct{}{}
+	return counted, peer, nil
+}
+
+func (c *connections) forget(gone *conn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.open, gone)
+}
+
+// unanswered is the number of requests that were read and whose answers were
+// not written.
+func (c *connections) unanswered() (n int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for conn := range c.open {
+		// In this order: a request that comes in between counts.
+		answered := conn.responses.n.Load()
+		n += max(0, conn.requests.n.Load()-answered)
+	}
+	return n
+}
+
+// drain waits until every request is answered, for at most as long as ctx lasts.
+func (c *connections) drain(ctx context.Context) error {
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		n := c.unanswered()
+		if n == 0 {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("%d calls have no answer yet: %w", n, ctx.Err())
+		}
+	}
+}
+
+// conn counts what passes. ttrpc reads in one goroutine and writes in another.
+type conn struct {
+	net.Conn
+	owner     *connections
+	requests  frames // Read's
+	responses frames // Write's
+}
+
+func (c *conn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.requests.add(p[:n])
+	return n, err
+}
+
+func (c *conn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	c.responses.add(p[:n])
+	return n, err
+}
+
+func (c *conn) Close() error {
+	c.owner.forget(c)
+	return c.Conn.Close()
+}
+
+// A frame of ttrpc has a head of ten bytes: the length of what follows it, the
+// stream, the kind and flags.
+const (
+	headSize      = 10
+	kindAt        = 8
+	requestFrame  = 1
+	responseFrame = 2
+)
+
+// frames counts the whole frames of one kind in a stream of bytes.
+type frames struct {
+	kind byte
+	n    atomic.Int64
+	head [headSize]byte
+	have int // bytes of head
+	rest int // bytes that are still to follow it
+}
+
+func (f *frames) add(p []byte) {
+	for len(p) > 0 {
+		if f.have < headSize {
+			n := copy(f.head[f.have:], p)
+			f.have, p = f.have+n, p[n:]
+			if f.have < headSize {
+				return
+			}
+			f.rest = int(binary.BigEndian.Uint32(f.head[:]))
+		}
+		n := min(f.rest, len(p))
+		f.rest, p = f.rest-n, p[n:]
+		if f.rest == 0 {
+			f.have = 0
+			if f.head[kindAt] == f.kind {
+				f.n.Add(1)
+			}
+		}
+	}
+}
