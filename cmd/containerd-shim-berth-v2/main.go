@@ -21,7 +21,10 @@ import (
 	"github.com/berthd/berth/internal/version"
 )
 
-const name = "io.containerd.berth.v2"
+const (
+	name  = "io.containerd.berth.v2"
+	usage = "usage: containerd-shim-berth-v2 [flags] start|delete|guard|serve, or -v, or -info"
+)
 
 func main() {
 	if err := run(os.Args[1:]); err != nil {
@@ -52,13 +55,17 @@ func parse(args []string) (flags, string, error) {
 	set.StringVar(&f.socket, "socket", "", "not used: the socket is inherited")
 	set.StringVar(&f.debugSocket, "debug-socket", "", "not used")
 	if err := set.Parse(args); err != nil {
-		return f, "", fmt.Errorf("%w\nusage: containerd-shim-berth-v2 [flags] start|delete|guard|serve, or -v, or -info", err)
+		return f, "", fmt.Errorf("%w (%s)", err, usage)
 	}
 	return f, set.Arg(0), nil
 }
 
 func run(args []string) error {
 	f, action, err := parse(args)
+	if errors.Is(err, flag.ErrHelp) {
+		_, err := fmt.Println(usage)
+		return err
+	}
 	if err != nil {
 		return err
 	}
