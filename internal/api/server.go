@@ -89,7 +89,6 @@ func NewServer(s Services, log *slog.Logger) *Server {
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
 		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
 		grpc.WaitForHandlers(true),
-		grpc.SharedWriteBuffer(true),
 		grpc.ChainUnaryInterceptor(unaryErrors(log), calls.unary, namespaceUnary),
 		grpc.ChainStreamInterceptor(streamErrors(log), calls.stream, namespaceStream),
 	)

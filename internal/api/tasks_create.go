@@ -120,9 +120,11 @@ func applyRuncOptions(cfg *task.CreateConfig, options *anypb.Any) error {
 	}
 	cfg.Checkpoint = runc.CriuImagePath
 	if cfg.SandboxAddress == "" {
-		cfg.SandboxAddress = runc.TaskApiAddress //nolint:staticcheck // older clients set nothing else
+		//lint:ignore SA1019 older clients set nothing else
+		cfg.SandboxAddress = runc.TaskApiAddress //nolint:staticcheck // as above
 	}
 	if cfg.SandboxVersion == 0 {
+		//lint:ignore SA1019 older clients set nothing else
 		cfg.SandboxVersion = runc.TaskApiVersion //nolint:staticcheck // as above
 	}
 	return nil

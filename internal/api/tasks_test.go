@@ -341,6 +341,7 @@ func TestCreateOptions(t *testing.T) {
 		t.Errorf("config is %+v", cfg)
 	}
 
+	//lint:ignore SA1019 older clients set nothing else
 	own := mustAny(t, &runcoptions.Options{Root: "/own", CriuImagePath: "/criu", TaskApiAddress: "ttrpc+unix:///old", TaskApiVersion: 2})
 	cfg = create(&tasksapi.CreateTaskRequest{Options: own, RuntimePath: "/bin/shim"})
 	if string(cfg.Options.Value) != string(own.Value) || cfg.Checkpoint != "/criu" || cfg.Runtime != "/bin/shim" ||

@@ -28,7 +28,7 @@ func (s *Supervisor) resolve(name string) (runtime, error) {
 	switch {
 	case name == "" || slices.Contains(s.cfg.OwnRuntimes, name):
 		if s.cfg.ShimBinary == "" {
-			return runtime{}, fmt.Errorf("Berth's shim %s is neither beside the daemon nor in PATH; install it or set its path: %w", ownShim, errdefs.ErrNotFound)
+			return runtime{}, fmt.Errorf("the shim %s of Berth is neither beside the daemon nor in PATH; install it or set its path: %w", ownShim, errdefs.ErrNotFound)
 		}
 		return runtime{path: s.cfg.ShimBinary, own: true}, executable(s.cfg.ShimBinary)
 	case filepath.IsAbs(name):

@@ -105,8 +105,16 @@ func baseLayer() (v1.Layer, error) {
 		return nil, fmt.Errorf("read busybox (install the package busybox-static): %w", err)
 	}
 	files := []File{
-		{Name: "bin/"}, {Name: "etc/"}, {Name: "dev/"}, {Name: "proc/"}, {Name: "sys/"}, {Name: "run/"}, {Name: "var/"},
-		{Name: "tmp/", Mode: 0o1777}, {Name: "root/", Mode: 0o700}, {Name: "home/"},
+		{Name: "bin/"},
+		{Name: "etc/"},
+		{Name: "dev/"},
+		{Name: "proc/"},
+		{Name: "sys/"},
+		{Name: "run/"},
+		{Name: "var/"},
+		{Name: "tmp/", Mode: 0o1777},
+		{Name: "root/", Mode: 0o700},
+		{Name: "home/"},
 		{Name: "home/app/", Mode: 0o700, UID: 1000, GID: 1000},
 		{Name: "etc/passwd", Mode: 0o644, Data: []byte(passwd)},
 		{Name: "etc/group", Mode: 0o644, Data: []byte(group)},

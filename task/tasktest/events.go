@@ -30,8 +30,8 @@ func CheckEvents(t *testing.T, events []task.Event) {
 
 // life is what the events so far say of one container.
 type life struct {
-	started, oom, exited, deleted bool
-	execs                         map[string]task.EventKind
+	started, exited, deleted bool
+	execs                    map[string]task.EventKind
 }
 
 func (l *life) add(e task.Event) string {
