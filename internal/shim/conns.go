@@ -13,8 +13,7 @@ import (
 )
 
 // connections are those of a ttrpc server, which itself, when it shuts down,
-// cuts one whose last answer is still on its way. It is the server's
-// handshaker.
+// cuts one whose last answer is still on its way. They are its handshaker.
 type connections struct {
 	// check is asked first of a new connection.
 	check ttrpc.Handshaker
@@ -45,32 +44,40 @@ func (c *connections) forget(gone *conn) {
 	delete(c.open, gone)
 }
 
-// unanswered is the number of requests that were read and whose answers were
-// not written.
-func (c *connections) unanswered() (n int64) {
+// farewell is how long clients get to leave once they have their answers: one
+// whose connection ends at that moment may not see the answer.
+const farewell = 100 * time.Millisecond
+
+// count is the number of connections, and of requests that were read and whose
+// answers were not written.
+func (c *connections) count() (open int, unanswered int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for conn := range c.open {
 		// In this order: a request that comes in between counts.
 		answered := conn.responses.n.Load()
-		n += max(0, conn.requests.n.Load()-answered)
+		unanswered += max(0, conn.requests.n.Load()-answered)
 	}
-	return n
+	return len(c.open), unanswered
 }
 
-// drain waits until every request is answered, for at most as long as ctx lasts.
+// drain waits until the clients have left, or have had time for it and every
+// request is answered; for at most as long as ctx lasts.
 func (c *connections) drain(ctx context.Context) error {
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	for {
-		n := c.unanswered()
-		if n == 0 {
+	for late := time.Now().Add(farewell); ; {
+		open, unanswered := c.count()
+		if open == 0 || unanswered == 0 && time.Now().After(late) {
 			return nil
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return fmt.Errorf("%d calls have no answer yet: %w", n, ctx.Err())
+			if unanswered == 0 {
+				return nil
+			}
+			return fmt.Errorf("%d calls have no answer yet: %w", unanswered, ctx.Err())
 		}
 	}
 }
