@@ -286,8 +286,8 @@ func (c *Cgroup) signalNew(sig unix.Signal, done map[int]bool) error {
 
 var errNotSettled = fmt.Errorf("the cgroup's freezer did not settle: %w", errdefs.ErrUnavailable)
 
-// Freeze stops every process of the cgroup and waits until they are, for at
-// most some 50 ms.
+// Freeze stops every process of the cgroup and waits until they are, under v1
+// for at most some 50 ms, under v2 for a second.
 func (c *Cgroup) Freeze() error {
 	if c.unified {
 		return c.setFrozen("1", 1)
