@@ -1,5 +1,4 @@
-// Run imports an image from an OCI archive and runs a container from it, with
-// no daemon: run ARCHIVE COMMAND [ARG…].
+// Run runs a container from an OCI archive, with no daemon: run ARCHIVE COMMAND [ARG…].
 package main
 
 import (
@@ -7,12 +6,11 @@ import (
 	"log"
 	"os"
 
+	"github.com/berthd/berth/engine"
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/pkg/oci"
-
-	"github.com/berthd/berth/engine"
 )
 
 func must[T any](v T, err error) T {
