@@ -48,10 +48,10 @@ func main() {
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, opts); err != nil {
+	err = run(ctx, opts)
+	stop()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
-		stop()
 		os.Exit(1)
 	}
 }
@@ -124,7 +124,9 @@ func run(ctx context.Context, opts options) (err error) {
 		}
 		report.Figures = append(report.Figures, measured...)
 	}
-	report.print(os.Stdout)
+	if err := report.print(os.Stdout); err != nil {
+		return err
+	}
 	if opts.json == "" {
 		return nil
 	}

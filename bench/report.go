@@ -83,7 +83,7 @@ func (r *report) compare() {
 }
 
 // print writes the report as a table.
-func (r *report) print(w io.Writer) {
+func (r *report) print(w io.Writer) error {
 	r.compare()
 	fmt.Fprintf(w, "%d CPUs, kernel %s\n", r.CPUs, r.Kernel)
 	for _, name := range []string{"berthd", "containerd", "runc"} {
@@ -104,7 +104,7 @@ func (r *report) print(w io.Writer) {
 		fmt.Fprintf(t, "%s\t%s\t%.1f\t%s\t%s\t%s\t%s\n", name, f.Variant, f.Value, f.Unit,
 			optional("%.2f", f.Ratio), optional("%.1f", f.Min), optional("%.1f", f.Max))
 	}
-	t.Flush()
+	return t.Flush()
 }
 
 func optional(format string, value float64) string {
