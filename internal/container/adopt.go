@@ -233,7 +233,7 @@ func (c *Container) adoptExec(ctx context.Context, r execRecord, kept map[string
 // report: its caller was told that the start failed.
 func (c *Container) abandonExecStart(p *process) {
 	if pid, err := readPid(p.pidPath()); err == nil {
-		if w, err := c.set.cfg.Reaper.Watch(pid, 0, func(reap.Exit) {}); err == nil {
+		if w, err := c.set.cfg.Reaper.Watch(pid, 0, func(w *reap.Process, _ reap.Exit) { w.Done() }); err == nil {
 			// The pid file may be old: only what is in the container is ended.
 			if c.holds(pid) {
 				if err := w.Signal(unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {

@@ -31,7 +31,8 @@ func (h *harness) succeed(t *testing.T, meanwhile func()) {
 	t.Helper()
 	h.close(t)
 	meanwhile()
-	h.open(t)
+	sweep := h.open(t)
+	defer sweep()
 	if err := h.set.Adopt(testContext(t), nil); err != nil {
 		t.Fatal(err)
 	}
@@ -197,10 +198,12 @@ func TestAdoptOfAnotherProcess(t *testing.T) {
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
-		waitUntil(t, func() bool { return reap.IsZombie(pid) })
-		if _, ok := reap.CollectChild(pid); !ok {
-			t.Fatal("not our child")
-		}
+		// Not at once: a runtime written in Go that has not exec'd yet has
+		// threads that end after the first.
+		waitUntil(t, func() bool {
+			_, ok := reap.CollectChild(pid)
+			return ok
+		})
 		// As if the pid were in use again: a living process, another start.
 		path := filepath.Join(h.dir, "bundles", "c", recordFile)
 		var r record

@@ -12,7 +12,7 @@ import (
 )
 
 // exited is called by the reaper and must not block.
-func (p *process) exited(e reap.Exit) {
+func (p *process) exited(_ *reap.Process, e reap.Exit) {
 	c := p.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -59,6 +59,7 @@ func (p *process) finishExec(exit task.Exit) {
 	next, err := p.allowed(task.OpExited)
 	if err != nil {
 		c.mu.Unlock()
+		p.reaped()
 		return
 	}
 	p.status, p.exit = next, &exit
@@ -66,6 +67,7 @@ func (p *process) finishExec(exit task.Exit) {
 	if err := p.saveExec(""); err != nil {
 		c.log.Error("store the exit of an exec", "exec", p.id, "error", err)
 	}
+	p.reaped()
 	c.mu.Lock()
 	c.set.cfg.Events.Emit(task.Event{Kind: task.EventExit, ID: c.id, ExecID: p.id, Pid: exit.Pid, Exit: exit})
 	close(p.done)
@@ -114,7 +116,18 @@ func (c *Container) finishInit(exit task.Exit) {
 		exit.OOMKilled = c.cgroup.OOMKills() > 0
 	}
 	c.storeExit(exit)
+	c.init.reaped()
 	c.publishExit(exit)
+}
+
+// reaped lets the zombie go: until its exit is stored it is the only witness.
+func (p *process) reaped() {
+	p.c.mu.Lock()
+	watch := p.watch
+	p.c.mu.Unlock()
+	if watch != nil {
+		watch.Done()
+	}
 }
 
 func (c *Container) storeExit(exit task.Exit) {

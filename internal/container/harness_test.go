@@ -69,19 +69,21 @@ func newHarness(t *testing.T, binary string, real bool) *harness {
 	if err := os.Mkdir(filepath.Join(h.dir, "members"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	h.open(t)
+	h.open(t)()
 	t.Cleanup(func() { h.close(t) })
 	return h
 }
 
-// open makes a set, the first or a successor's.
-func (h *harness) open(t *testing.T) {
+// open makes a set, the first or a successor's. Until the result is called no
+// orphan is swept: the children of a predecessor are ours, not a guard's.
+func (h *harness) open(t *testing.T) (sweep func()) {
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	reaper, err := reap.New(log, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
+	sweep = reaper.Hold()
 	h.reaper = reaper
 	h.set, err = New(Config{
 		Reaper: reaper, Events: h.events, Members: filepath.Join(h.dir, "members"),
@@ -94,17 +96,23 @@ func (h *harness) open(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return sweep
 }
 
 func (h *harness) close(t *testing.T) {
+	if h.set == nil {
+		return
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	if err := h.set.Close(ctx); err != nil {
-		t.Error(err)
-	}
+	// In this order, as a death has it: what is not seen by now is not seen.
 	if err := h.reaper.Close(); err != nil {
 		t.Error(err)
 	}
+	if err := h.set.Close(ctx); err != nil {
+		t.Error(err)
+	}
+	h.set = nil
 }
 
 func (h *harness) Runner() task.Runner  { return h.set }

@@ -15,7 +15,7 @@ import (
 )
 
 // Client is the shim's side. A guard that dies does not take the shim along:
-// from then on Keep and Claim do nothing and Collect says so.
+// from then on Keep, Claim and Reap do nothing and Status says so.
 type Client struct {
 	conn *net.UnixConn
 	log  *slog.Logger
@@ -23,11 +23,11 @@ type Client struct {
 	wg   sync.WaitGroup
 
 	mu      sync.Mutex
-	seq     uint64                    // guarded by mu
-	waiting map[uint64]chan collected // guarded by mu
+	seq     uint64                 // guarded by mu
+	waiting map[uint64]chan ending // guarded by mu
 }
 
-type collected struct {
+type ending struct {
 	ws unix.WaitStatus
 	ok bool
 }
@@ -67,7 +67,7 @@ func Connect(ctx context.Context, f *os.File, log *slog.Logger) (*Client, map[st
 		conn.Close()
 		return nil, nil, err
 	}
-	c := &Client{conn: conn, log: log, lost: make(chan struct{}), waiting: map[uint64]chan collected{}}
+	c := &Client{conn: conn, log: log, lost: make(chan struct{}), waiting: map[uint64]chan ending{}}
 	c.wg.Add(1)
 	go c.read()
 	return c, kept, nil
@@ -91,7 +91,7 @@ func (c *Client) read() {
 			}
 			return
 		}
-		if fields[0] != "collected" || len(fields) != 3 {
+		if fields[0] != "ended" || len(fields) != 3 {
 			continue
 		}
 		seq, err := strconv.ParseUint(fields[1], 10, 64)
@@ -104,7 +104,7 @@ func (c *Client) read() {
 		delete(c.waiting, seq)
 		c.mu.Unlock()
 		if ch != nil {
-			ch <- collected{unix.WaitStatus(ws), err == nil}
+			ch <- ending{unix.WaitStatus(ws), err == nil}
 		}
 	}
 }
@@ -165,13 +165,16 @@ func (c *Client) Serving() error { return c.tell(noFile, "serving") }
 // Bye says that this shim ends because it has nothing left to do.
 func (c *Client) Bye() error { return c.tell(noFile, "bye") }
 
-// Collect has the guard reap its ended child. ok is false when it is not the
-// guard's child or there is no guard.
-func (c *Client) Collect(pid int) (ws unix.WaitStatus, ok bool, err error) {
+// Reap has the guard reap its ended child.
+func (c *Client) Reap(pid int) error { return c.tell(noFile, "reap", strconv.Itoa(pid)) }
+
+// Status asks how the guard's child ended; it stays a zombie. ok is false when
+// it is not the guard's child or there is no guard.
+func (c *Client) Status(pid int) (ws unix.WaitStatus, ok bool, err error) {
 	if c.isLost() {
 		return 0, false, nil
 	}
-	ch := make(chan collected, 1)
+	ch := make(chan ending, 1)
 	c.mu.Lock()
 	c.seq++
 	seq := c.seq
@@ -182,7 +185,7 @@ func (c *Client) Collect(pid int) (ws unix.WaitStatus, ok bool, err error) {
 		delete(c.waiting, seq)
 		c.mu.Unlock()
 	}()
-	if err := c.tell(noFile, "collect", strconv.FormatUint(seq, 10), strconv.Itoa(pid)); err != nil {
+	if err := c.tell(noFile, "status", strconv.FormatUint(seq, 10), strconv.Itoa(pid)); err != nil {
 		return 0, false, err
 	}
 	timeout := time.NewTimer(sendTimeout)

@@ -216,8 +216,10 @@ func (g *guard) handle(s *session, fields []string, fd int) bool {
 		default:
 			close(s.serving)
 		}
-	case "collect":
-		g.collect(s, arg(1), arg(2))
+	case "status":
+		g.status(s, arg(1), arg(2))
+	case "reap":
+		g.reap(arg(1))
 	case "bye":
 		s.bye = true
 	}
@@ -237,19 +239,27 @@ func (g *guard) closeKept() {
 	}
 }
 
-func (g *guard) collect(s *session, seq, pidText string) {
+func (g *guard) status(s *session, seq, pidText string) {
 	answer := "none"
 	if pid, err := strconv.Atoi(pidText); err == nil && pid > 0 {
-		if ws, ok := reap.CollectChild(pid); ok {
+		if ws, ok := reap.ChildStatus(pid); ok {
 			answer = strconv.FormatUint(uint64(ws), 10)
 		}
-		g.mu.Lock()
-		delete(g.claimed, pid)
-		g.mu.Unlock()
 	}
-	if err := send(s.conn, noFile, "collected", seq, answer); err != nil {
+	if err := send(s.conn, noFile, "ended", seq, answer); err != nil {
 		g.cfg.Log.Warn("answer the shim", "error", err)
 	}
+}
+
+func (g *guard) reap(pidText string) {
+	pid, err := strconv.Atoi(pidText)
+	if err != nil || pid <= 0 {
+		return
+	}
+	reap.CollectChild(pid)
+	g.mu.Lock()
+	delete(g.claimed, pid)
+	g.mu.Unlock()
 }
 
 // signals passes SIGTERM on to the shim, which ends if it has no containers.

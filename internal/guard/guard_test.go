@@ -111,10 +111,13 @@ func obey(c *Client, order []string) bool {
 		c.Claim(pid)
 	case "adopted":
 		c.Adopted()
-	case "collect":
+	case "status":
 		pid, _ := strconv.Atoi(order[1])
-		ws, ok, err := c.Collect(pid)
-		fmt.Println("collected", reap.StatusOf(ws), ok, err)
+		ws, ok, err := c.Status(pid)
+		fmt.Println("ended", reap.StatusOf(ws), ok, err)
+	case "reap":
+		pid, _ := strconv.Atoi(order[1])
+		c.Reap(pid)
 	case "bye":
 		c.Bye()
 		c.Close()
@@ -256,10 +259,14 @@ func TestNextShimTakesOver(t *testing.T) {
 	w.Close()
 	pid, _ := strconv.Atoi(child)
 	waitFor(t, func() bool { return reap.IsZombie(pid) })
-	p.order("collect", child)
-	if got := p.expect("collected"); got != "42 true <nil>" {
-		t.Errorf("collected %q", got)
+	for range 2 { // it stays a zombie until its exit is stored
+		p.order("status", child)
+		if got := p.expect("ended"); got != "42 true <nil>" {
+			t.Errorf("ended %q", got)
+		}
 	}
+	p.order("reap", child)
+	waitFor(t, func() bool { return unix.Kill(pid, 0) == unix.ESRCH })
 	p.order("bye")
 	p.expect("guard")
 	if err := <-p.done; err != nil {
@@ -288,9 +295,9 @@ func TestOrphansWaitForClaims(t *testing.T) {
 	}
 	w.Close()
 	waitFor(t, func() bool { return reap.IsZombie(child) })
-	p.order("collect", os.Getpid()) // not the guard's child; and the guard has looked around since
-	if got := p.expect("collected"); !strings.Contains(got, "false") {
-		t.Errorf("collected %q", got)
+	p.order("status", os.Getpid()) // not the guard's child; and the guard has looked around since
+	if got := p.expect("ended"); !strings.Contains(got, "false") {
+		t.Errorf("ended %q", got)
 	}
 	if !reap.IsZombie(child) {
 		t.Fatal("reaped before the claims were made")

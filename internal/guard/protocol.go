@@ -19,8 +19,9 @@
 //	                  ◀────────────────────   claim PID      do not reap it yourself
 //	                  ◀────────────────────   adopted        all claims are made: reap the rest
 //	                  ◀────────────────────   serving        the socket is served
-//	                  ◀────────────────────   collect N PID  reap it and tell its status
-//	  collected N WS  ────────────────────▶   WS: wait status, or "none"
+//	                  ◀────────────────────   status N PID   how did it end?
+//	  ended N WS      ────────────────────▶   WS: wait status, or "none"
+//	                  ◀────────────────────   reap PID       its exit is stored: reap it
 //	                  ◀────────────────────   bye            no containers are left: do not start me again
 package guard
 

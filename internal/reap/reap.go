@@ -7,6 +7,10 @@
 // the parent through an [Ancestor], else from the kernel: /proc/PID/stat while
 // nobody has reaped it, PIDFD_GET_INFO afterwards (Linux 6.15).
 //
+// A status is looked at first and taken away later: the zombie stays until the
+// one who watches has stored the exit and says [Process.Done]. A shim that dies
+// in between loses nothing, its successor finds the zombie.
+//
 // wait4(-1) is never called: it would steal the children of os/exec. A zombie
 // keeps its pid until it is waited for, so a process that ends before [Reaper.Watch] is
 // no race.
@@ -41,9 +45,11 @@ const Unknown = 255
 type Ancestor interface {
 	// Claim tells the ancestor not to reap the process on its own.
 	Claim(pid int) error
-	// Collect reaps the ended process. ok is false when it is not the
-	// ancestor's child.
-	Collect(pid int) (ws unix.WaitStatus, ok bool, err error)
+	// Status looks at the ended process and leaves it a zombie. ok is false
+	// when it is not the ancestor's child.
+	Status(pid int) (ws unix.WaitStatus, ok bool, err error)
+	// Reap reaps the process.
+	Reap(pid int) error
 }
 
 // Reaper watches processes. Close it when no process is watched any more.
@@ -73,10 +79,12 @@ type Process struct {
 	Pid   int
 	pidfd int
 	r     *Reaper
-	fn    func(Exit)
+	fn    func(*Process, Exit)
 
-	mu     sync.Mutex
-	closed bool // the pidfd is gone, guarded by mu
+	mu      sync.Mutex
+	ended   bool // its exit was seen, guarded by mu
+	foreign bool // it is not our child, guarded by mu
+	closed  bool // the pidfd is gone, guarded by mu
 }
 
 // New starts a reaper. ancestor may be nil. The calling process should be a
@@ -120,16 +128,16 @@ func (r *Reaper) Close() error {
 	r.watched = map[int32]*Process{}
 	r.mu.Unlock()
 	for _, p := range left {
-		p.close()
+		p.Done()
 	}
 	return err
 }
 
 // Watch calls fn once, on a goroutine of the reaper's, when the process has
-// ended; fn must not block. startTime is the process's start in clock ticks since
+// ended; fn must not block, and must see to it that Done is called. startTime is the process's start in clock ticks since
 // boot as [StartTime] gives it; 0 skips the check. A process that is gone, or
 // whose pid now belongs to another, is unix.ESRCH.
-func (r *Reaper) Watch(pid int, startTime uint64, fn func(Exit)) (*Process, error) {
+func (r *Reaper) Watch(pid int, startTime uint64, fn func(*Process, Exit)) (*Process, error) {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
 		return nil, fmt.Errorf("pidfd_open %d: %w", pid, err)
@@ -149,7 +157,7 @@ func (r *Reaper) Watch(pid int, startTime uint64, fn func(Exit)) (*Process, erro
 	r.mu.Unlock()
 	ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLONESHOT, Fd: int32(fd)}
 	if err := r.control(unix.EPOLL_CTL_ADD, fd, &ev); err != nil {
-		r.forget(p)
+		p.Forget()
 		return nil, fmt.Errorf("watch process %d: %w", pid, err)
 	}
 	return p, nil
@@ -159,23 +167,42 @@ func (r *Reaper) Watch(pid int, startTime uint64, fn func(Exit)) (*Process, erro
 func (p *Process) Signal(sig unix.Signal) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.closed {
+	if p.closed || p.ended {
 		return unix.ESRCH
 	}
 	return unix.PidfdSendSignal(p.pidfd, sig, nil, 0)
 }
 
-// Forget stops watching; fn may still come if the exit is being handled. The
-// process becomes an orphan like any other and is reaped when it ends.
-func (p *Process) Forget() { p.r.forget(p) }
+// Forget stops watching, whether the process has ended or not; fn may still
+// come if the exit is being handled. A process that runs becomes an orphan like
+// any other and is reaped when it ends.
+func (p *Process) Forget() {
+	p.r.unwatch(p)
+	p.Done()
+}
 
-func (p *Process) close() {
+// Done says that the exit is stored: the process is reaped. It may be called
+// more than once.
+func (p *Process) Done() {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if !p.closed {
-		p.closed = true
-		unix.Close(p.pidfd)
+	if p.closed {
+		p.mu.Unlock()
+		return
 	}
+	p.closed = true
+	if p.ended && !p.foreign {
+		// An error says that someone else was quicker.
+		_, _ = waitPidfd(p.pidfd, 0)
+	}
+	tell := p.ended && p.foreign
+	unix.Close(p.pidfd)
+	p.mu.Unlock()
+	if tell && p.r.ancestor != nil {
+		if err := p.r.ancestor.Reap(p.Pid); err != nil {
+			p.r.log.Warn("have a process reaped by its parent", "pid", p.Pid, "error", err)
+		}
+	}
+	p.r.release(p.Pid)
 }
 
 func (r *Reaper) control(op, fd int, ev *unix.EpollEvent) error {
@@ -190,22 +217,25 @@ func (r *Reaper) control(op, fd int, ev *unix.EpollEvent) error {
 	return cerr
 }
 
-// forget takes the process out of the tables; true for the one caller that
-// found it there. Closing the pidfd takes it out of the epoll as well.
-func (r *Reaper) forget(p *Process) bool {
+// unwatch takes the process out of the table of those that run; true for the
+// one caller that found it there.
+func (r *Reaper) unwatch(p *Process) bool {
 	r.mu.Lock()
-	cur, ok := r.watched[int32(p.pidfd)]
-	if !ok || cur != p {
-		r.mu.Unlock()
+	defer r.mu.Unlock()
+	if r.watched[int32(p.pidfd)] != p {
 		return false
 	}
 	delete(r.watched, int32(p.pidfd))
-	if r.pids[p.Pid]--; r.pids[p.Pid] == 0 {
-		delete(r.pids, p.Pid)
-	}
-	r.mu.Unlock()
-	p.close()
 	return true
+}
+
+// release leaves the pid to the sweep.
+func (r *Reaper) release(pid int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.pids[pid]--; r.pids[pid] <= 0 {
+		delete(r.pids, pid)
+	}
 }
 
 func (r *Reaper) loop() {
@@ -231,9 +261,8 @@ func (r *Reaper) loop() {
 			if p == nil || !ended(p.pidfd) {
 				continue // the number of a pidfd that was closed, and maybe used again
 			}
-			exit := r.collect(p)
-			if r.forget(p) {
-				p.fn(exit)
+			if r.unwatch(p) {
+				p.fn(p, r.collect(p))
 			}
 		}
 	}
@@ -246,10 +275,19 @@ func ended(pidfd int) bool {
 	return err == nil && n == 1 && fds[0].Revents&unix.POLLIN != 0
 }
 
-// collect learns the status of a process that has ended.
+// collect learns the status of a process that has ended, and leaves it a
+// zombie.
 func (r *Reaper) collect(p *Process) Exit {
 	at := time.Now()
-	ws, err := waitPidfd(p.pidfd)
+	p.mu.Lock()
+	p.ended = true
+	var ws unix.WaitStatus
+	err := error(unix.ESRCH)
+	if !p.closed {
+		ws, err = waitPidfd(p.pidfd, unix.WNOWAIT)
+	}
+	p.foreign = errors.Is(err, unix.ECHILD)
+	p.mu.Unlock()
 	if err == nil {
 		return Exit{Pid: p.Pid, Status: StatusOf(ws), At: at}
 	}
@@ -267,7 +305,7 @@ func (r *Reaper) collect(p *Process) Exit {
 func (r *Reaper) collectForeign(p *Process) (unix.WaitStatus, string, error) {
 	reason := "it was not our child"
 	if r.ancestor != nil {
-		ws, ok, err := r.ancestor.Collect(p.Pid)
+		ws, ok, err := r.ancestor.Status(p.Pid)
 		if err == nil && ok {
 			return ws, "", nil
 		}
@@ -277,6 +315,11 @@ func (r *Reaper) collectForeign(p *Process) (unix.WaitStatus, string, error) {
 	}
 	if ws, ok := zombieStatus(p.Pid); ok {
 		return ws, "", nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return 0, reason, unix.ESRCH
 	}
 	ws, err := pidfdExitInfo(p.pidfd)
 	if err == nil {

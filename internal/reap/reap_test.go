@@ -80,7 +80,7 @@ func TestStatusOfChildren(t *testing.T) {
 	} {
 		got := make(chan Exit, 1)
 		pid := spawn(t, script)
-		if _, err := r.Watch(pid, 0, func(e Exit) { got <- e }); err != nil {
+		if _, err := r.Watch(pid, 0, func(p *Process, e Exit) { got <- e; p.Done() }); err != nil {
 			t.Fatal(err)
 		}
 		if e := next(t, got); e.Status != want || e.Pid != pid || e.Reason != "" {
@@ -95,7 +95,7 @@ func TestExitBeforeWatchIsKept(t *testing.T) {
 	pid := spawn(t, "exit 7")
 	waitFor(t, func() bool { return IsZombie(pid) })
 	got := make(chan Exit, 1)
-	if _, err := r.Watch(pid, 0, func(e Exit) { got <- e }); err != nil {
+	if _, err := r.Watch(pid, 0, func(p *Process, e Exit) { got <- e; p.Done() }); err != nil {
 		t.Fatal(err)
 	}
 	release()
@@ -113,7 +113,7 @@ func TestManyAtOnce(t *testing.T) {
 		release := r.Hold()
 		pid := spawn(t, fmt.Sprintf("exit %d", i%256))
 		want[pid] = i % 256
-		if _, err := r.Watch(pid, 0, func(e Exit) { got <- e }); err != nil {
+		if _, err := r.Watch(pid, 0, func(p *Process, e Exit) { got <- e; p.Done() }); err != nil {
 			t.Fatal(err)
 		}
 		release()
@@ -131,7 +131,7 @@ func TestSignalGoesToThePidfd(t *testing.T) {
 	r := newReaper(t, nil)
 	got := make(chan Exit, 1)
 	release := r.Hold()
-	p, err := r.Watch(spawn(t, "exec sleep 60"), 0, func(e Exit) { got <- e })
+	p, err := r.Watch(spawn(t, "exec sleep 60"), 0, func(p *Process, e Exit) { got <- e; p.Done() })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -153,10 +153,10 @@ func TestWatchRefusesAnotherStartTime(t *testing.T) {
 	if err != nil || start == 0 {
 		t.Fatal(start, err)
 	}
-	if _, err := r.Watch(os.Getpid(), start+1, func(Exit) {}); !errors.Is(err, unix.ESRCH) {
+	if _, err := r.Watch(os.Getpid(), start+1, func(*Process, Exit) {}); !errors.Is(err, unix.ESRCH) {
 		t.Fatalf("%v", err)
 	}
-	p, err := r.Watch(os.Getpid(), start, func(Exit) {})
+	p, err := r.Watch(os.Getpid(), start, func(*Process, Exit) {})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -203,7 +203,7 @@ func TestStatusOfForeignProcess(t *testing.T) {
 				return
 			}
 			got := make(chan Exit, 1)
-			if _, err := r.Watch(pid, 0, func(e Exit) { got <- e }); err != nil {
+			if _, err := r.Watch(pid, 0, func(p *Process, e Exit) { got <- e; p.Done() }); err != nil {
 				t.Fatal(err)
 			}
 			fmt.Fprintln(in, "exit")
@@ -237,15 +237,24 @@ func TestParentHelper(t *testing.T) {
 	os.Exit(0)
 }
 
-type fakeAncestor struct{ ws unix.WaitStatus }
+type fakeAncestor struct {
+	ws     unix.WaitStatus
+	reaped chan int
+}
 
 func (f *fakeAncestor) Claim(int) error { return nil }
-func (f *fakeAncestor) Collect(int) (unix.WaitStatus, bool, error) {
+func (f *fakeAncestor) Status(int) (unix.WaitStatus, bool, error) {
 	return f.ws, true, nil
 }
 
+func (f *fakeAncestor) Reap(pid int) error {
+	f.reaped <- pid
+	return nil
+}
+
 func TestAncestorIsAskedFirst(t *testing.T) {
-	r := newReaper(t, &fakeAncestor{ws: 9 << 8})
+	a := &fakeAncestor{ws: 9 << 8, reaped: make(chan int, 1)}
+	r := newReaper(t, a)
 	cmd := exec.Command("/bin/sh", "-c", "sleep 60 & echo $!; wait")
 	out, _ := cmd.StdoutPipe()
 	if err := cmd.Start(); err != nil {
@@ -255,13 +264,45 @@ func TestAncestorIsAskedFirst(t *testing.T) {
 	var pid int
 	fmt.Fscan(out, &pid)
 	got := make(chan Exit, 1)
-	p, err := r.Watch(pid, 0, func(e Exit) { got <- e })
+	p, err := r.Watch(pid, 0, func(p *Process, e Exit) { got <- e; p.Done() })
 	if err != nil {
 		t.Fatal(err)
 	}
 	p.Signal(unix.SIGTERM)
 	if e := next(t, got); e.Status != 9 {
 		t.Fatalf("%+v", e)
+	}
+	if reaped := <-a.reaped; reaped != pid {
+		t.Fatalf("reaped %d, not %d", reaped, pid)
+	}
+}
+
+// The zombie stays until the exit is said to be stored: whoever comes after a
+// death in between finds the status.
+func TestZombieStaysUntilDone(t *testing.T) {
+	r := newReaper(t, nil)
+	release := r.Hold()
+	pid := spawn(t, "exit 42")
+	got := make(chan Exit, 1)
+	p, err := r.Watch(pid, 0, func(_ *Process, e Exit) { got <- e })
+	if err != nil {
+		t.Fatal(err)
+	}
+	release()
+	if e := next(t, got); e.Status != 42 {
+		t.Fatalf("%+v", e)
+	}
+	r.sweep()
+	if ws, ok := ChildStatus(pid); !ok || StatusOf(ws) != 42 {
+		t.Fatalf("status %d, %v", StatusOf(ws), ok)
+	}
+	if err := p.Signal(unix.SIGKILL); !errors.Is(err, unix.ESRCH) {
+		t.Fatalf("signal to a zombie: %v", err)
+	}
+	p.Done()
+	p.Done()
+	if err := unix.Kill(pid, 0); err != unix.ESRCH {
+		t.Fatalf("not reaped: %v", err)
 	}
 }
 

@@ -44,10 +44,10 @@ func (s *siginfo) waitStatus() unix.WaitStatus {
 
 var errNotEnded = errors.New("the process has not ended")
 
-func waitid(idType, id int) (unix.WaitStatus, error) {
+func waitid(idType, id, options int) (unix.WaitStatus, error) {
 	for {
 		var si siginfo
-		err := unix.Waitid(idType, id, (*unix.Siginfo)(unsafe.Pointer(&si)), unix.WEXITED|unix.WNOHANG, nil)
+		err := unix.Waitid(idType, id, (*unix.Siginfo)(unsafe.Pointer(&si)), unix.WEXITED|unix.WNOHANG|options, nil)
 		switch {
 		case errors.Is(err, unix.EINTR):
 			continue
@@ -60,12 +60,18 @@ func waitid(idType, id int) (unix.WaitStatus, error) {
 	}
 }
 
-func waitPidfd(fd int) (unix.WaitStatus, error) { return waitid(unix.P_PIDFD, fd) }
+func waitPidfd(fd, options int) (unix.WaitStatus, error) { return waitid(unix.P_PIDFD, fd, options) }
 
 // CollectChild reaps the ended child pid. ok is false when it is no child of
 // ours or has not ended.
 func CollectChild(pid int) (ws unix.WaitStatus, ok bool) {
-	ws, err := waitid(unix.P_PID, pid)
+	ws, err := waitid(unix.P_PID, pid, 0)
+	return ws, err == nil
+}
+
+// ChildStatus is CollectChild that leaves the child a zombie.
+func ChildStatus(pid int) (ws unix.WaitStatus, ok bool) {
+	ws, err := waitid(unix.P_PID, pid, unix.WNOWAIT)
 	return ws, err == nil
 }
 
