@@ -83,6 +83,8 @@ func (p *process) await(ctx context.Context, w *waiter) {
 	exit := task.Exit{Status: resp.ExitStatus, At: timeOf(resp.ExitedAt)}
 	if err == nil {
 		exit = p.complete(exit)
+	} else {
+		p.awaitDelete(ctx, w)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -96,6 +98,22 @@ func (p *process) await(ctx context.Context, w *waiter) {
 		p.endWait(task.Exit{}, err)
 	default:
 		p.settleLocked(exit)
+	}
+}
+
+// awaitDelete waits for a deletion under way: it knows better than a call that
+// the end of the shim has broken off.
+func (p *process) awaitDelete(ctx context.Context, w *waiter) {
+	p.mu.Lock()
+	d := p.del
+	p.mu.Unlock()
+	if d == nil {
+		return
+	}
+	select {
+	case <-d.done:
+	case <-w.done:
+	case <-ctx.Done():
 	}
 }
 
