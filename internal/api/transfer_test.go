@@ -144,12 +144,19 @@ func TestImportUnpackExportTag(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	export := archive.NewImageExportStream(f, "", archive.WithPlatform(platforms.DefaultSpec()))
+	// The client's library writes in the background; its Close is the end.
+	w := &closing{File: f, closed: make(chan error, 1)}
+	export := archive.NewImageExportStream(w, "", archive.WithPlatform(platforms.DefaultSpec()))
 	if err := d.Transfer(d.ctx, image.NewStore(other, image.WithExtraReference(other)), export); err != nil {
 		t.Fatal(err)
 	}
-	if err := f.Close(); err != nil {
-		t.Fatal(err)
+	select {
+	case err := <-w.closed:
+		if err != nil {
+			t.Fatal(err)
+		}
+	case <-d.ctx.Done():
+		t.Fatal("the archive is never closed")
 	}
 	d.removeImage(other)
 	d.checkEmpty()
@@ -160,6 +167,18 @@ func TestImportUnpackExportTag(t *testing.T) {
 	d.checkRootfs(other, "overlayfs", layeredFiles)
 	d.removeImage(other)
 	d.checkEmpty()
+}
+
+// closing says when a file was closed.
+type closing struct {
+	*os.File
+	closed chan error
+}
+
+func (c *closing) Close() error {
+	err := c.File.Close()
+	c.closed <- err
+	return err
 }
 
 func TestPullAndPush(t *testing.T) {
