@@ -6,11 +6,12 @@ import (
 	"log"
 	"os"
 
-	"github.com/berthd/berth/engine"
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/pkg/oci"
+
+	"github.com/berthd/berth/engine"
 )
 
 func must[T any](v T, err error) T {
@@ -31,9 +32,8 @@ func main() {
 	task := must(container.NewTask(ctx, cio.NewCreator(cio.WithStdio)))
 	exit := must(task.Wait(ctx))
 	must(0, task.Start(ctx))
-	status := <-exit
+	log.Println("exit code", (<-exit).ExitCode())
 	must(task.Delete(ctx))
 	must(0, container.Delete(ctx, client.WithSnapshotCleanup))
 	must(0, e.Close(ctx))
-	log.Println("exit code", status.ExitCode())
 }

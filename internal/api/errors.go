@@ -17,8 +17,8 @@ func storeError(err error) error {
 		return nil
 	}
 	if class := systemClass(err); class != nil && errors.Is(errdefs.Resolve(err), errdefs.ErrUnknown) {
-		// Not a second %w: both would travel, and be printed on a line each.
-		err = fmt.Errorf("%s: %w", err, class)
+		// The text, not a second %w: both would travel, and be printed on a line each.
+		err = fmt.Errorf("%s: %w", err.Error(), class)
 	}
 	return errgrpc.ToGRPC(err)
 }

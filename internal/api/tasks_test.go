@@ -342,7 +342,7 @@ func TestCreateOptions(t *testing.T) {
 	}
 
 	//lint:ignore SA1019 older clients set nothing else
-	own := mustAny(t, &runcoptions.Options{Root: "/own", CriuImagePath: "/criu", TaskApiAddress: "ttrpc+unix:///old", TaskApiVersion: 2})
+	own := mustAny(t, &runcoptions.Options{Root: "/own", CriuImagePath: "/criu", TaskApiAddress: "ttrpc+unix:///old", TaskApiVersion: 2}) //nolint:staticcheck // as above
 	cfg = create(&tasksapi.CreateTaskRequest{Options: own, RuntimePath: "/bin/shim"})
 	if string(cfg.Options.Value) != string(own.Value) || cfg.Checkpoint != "/criu" || cfg.Runtime != "/bin/shim" ||
 		cfg.SandboxAddress != "ttrpc+unix:///old" || cfg.SandboxVersion != 2 {

@@ -86,7 +86,8 @@ func (r *Runner) List(_ context.Context, namespace string) ([]task.Task, error) 
 	return list, nil
 }
 
-// Load, PluginInfo and Close make a Runner do as an engine's runtime.
+// Load does nothing; with PluginInfo and Close it makes a Runner do as an
+// engine's runtime.
 func (r *Runner) Load(context.Context) error { return nil }
 
 // PluginInfo tells the name that was asked for.
@@ -112,7 +113,7 @@ var _ task.Task = (*Task)(nil)
 // ID names the task.
 func (t *Task) ID() task.ID { return t.state.ID }
 
-// Pause, Resume and Update change the state as the table says.
+// Pause changes the state as the table says; so do Resume and Update.
 func (t *Task) Pause(context.Context) error { return t.do(task.OpPause) }
 
 // Resume undoes Pause.

@@ -137,10 +137,10 @@ func (g *guard) live(first bool) (served, bye bool, err error) {
 			<-ended
 			return false, s.bye && err == nil, fmt.Errorf("the shim ended before it served: %w", orExit0(err))
 		case <-timeout.C:
-			cmd.Process.Kill()
-			<-waitErr
+			_ = cmd.Process.Kill() // an error says that it has ended
+			err := <-waitErr
 			<-ended
-			return false, false, fmt.Errorf("the shim did not serve within %s", startTimeout)
+			return false, false, fmt.Errorf("the shim did not serve within %s: %w", startTimeout, orExit0(err))
 		}
 	}
 	err = <-waitErr

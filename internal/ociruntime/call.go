@@ -12,8 +12,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/berthd/berth/task"
 	"github.com/containerd/errdefs"
+
+	"github.com/berthd/berth/task"
 )
 
 const (

@@ -7,8 +7,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/berthd/berth/internal/ociruntime"
 	"github.com/containerd/errdefs"
+
+	"github.com/berthd/berth/internal/ociruntime"
 )
 
 func TestCheckpointAndRestore(t *testing.T) {

@@ -6,9 +6,10 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/berthd/berth/test/fakeoci/faketest"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/test/fakeoci/faketest"
 )
 
 // TestContract holds the fake runtime to what the real one does: what passes

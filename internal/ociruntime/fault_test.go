@@ -14,12 +14,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
 	"github.com/berthd/berth/internal/ociruntime"
 	"github.com/berthd/berth/task"
 	"github.com/berthd/berth/test/fakeoci/faketest"
 	"github.com/berthd/berth/test/fakeoci/fault"
-	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 )
 
 func fakeBench(t *testing.T, rules ...fault.Rule) *bench {

@@ -9,8 +9,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/berthd/berth/internal/ociruntime"
 	"github.com/containerd/errdefs"
+
+	"github.com/berthd/berth/internal/ociruntime"
 )
 
 // counting makes a runtime that notes each call and then runs a body.

@@ -14,11 +14,12 @@ import (
 	"testing"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
 	"github.com/berthd/berth/internal/ociruntime"
 	"github.com/berthd/berth/task"
 	"github.com/berthd/berth/test/fakeoci/faketest"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
 )
 
 // limit bounds everything that a test waits for.

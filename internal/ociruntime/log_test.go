@@ -8,8 +8,9 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/berthd/berth/internal/ociruntime"
 	"github.com/containerd/errdefs"
+
+	"github.com/berthd/berth/internal/ociruntime"
 )
 
 var longAgo = time.Unix(1000000000, 0)

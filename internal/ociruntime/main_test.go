@@ -5,8 +5,9 @@ import (
 	"os"
 	"testing"
 
-	"github.com/berthd/berth/test/fakeoci/faketest"
 	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/test/fakeoci/faketest"
 )
 
 // The tests are the subreaper of the containers that they make, as the shim is.

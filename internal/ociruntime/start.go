@@ -71,8 +71,7 @@ func (r *Runtime) startByFIFO(ctx context.Context, id string) (bool, error) {
 // the container runs.
 func (r *Runtime) readFIFO(fd int, path string) (bool, error) {
 	buf := make([]byte, 8)
-	n, err := unix.Read(fd, buf)
-	if err != nil || n == 0 {
+	if n, _ := unix.Read(fd, buf); n <= 0 {
 		return false, nil // init ended without a word
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {

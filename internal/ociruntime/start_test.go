@@ -7,8 +7,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/berthd/berth/test/fakeoci/faketest"
 	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/test/fakeoci/faketest"
 )
 
 // logged puts a script in front of a runtime that notes every call.

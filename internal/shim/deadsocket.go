@@ -14,15 +14,10 @@ import (
 // killed: nobody else would. One that is served stays, and so does one whose name
 // the bundle does not tell.
 func removeDeadSocket(bundle string, a Args) error {
-	group, err := groupOf(bundle, a.ID)
-	if err != nil {
+	path, known := bundleSocket(bundle, a)
+	if !known {
 		return nil
 	}
-	dir, err := os.Readlink(filepath.Join(bundle, "s"))
-	if err != nil || !filepath.IsAbs(dir) {
-		return nil
-	}
-	path := socketPath(dir, a.Address, a.Namespace, group)
 	conn, err := net.DialTimeout("unix", path, 100*time.Millisecond)
 	if err == nil {
 		return conn.Close()
@@ -31,4 +26,17 @@ func removeDeadSocket(bundle string, a Args) error {
 		return remove(path)
 	}
 	return nil
+}
+
+// bundleSocket is the socket of the group that a bundle's "start" used.
+func bundleSocket(bundle string, a Args) (path string, known bool) {
+	group, err := groupOf(bundle, a.ID)
+	if err != nil {
+		return "", false
+	}
+	dir, err := os.Readlink(filepath.Join(bundle, "s"))
+	if err != nil || !filepath.IsAbs(dir) {
+		return "", false
+	}
+	return socketPath(dir, a.Address, a.Namespace, group), true
 }

@@ -235,7 +235,9 @@ func RunServe(ctx context.Context, a Args) error {
 		cfg.Linger = d
 	}
 	for _, name := range []string{EnvSocket, EnvGroupDir, EnvRuntimeRoot, EnvLinger, "TTRPC_ADDRESS", "GRPC_ADDRESS", "NAMESPACE"} {
-		os.Unsetenv(name) // not the OCI runtime's business
+		if err := os.Unsetenv(name); err != nil { // not the OCI runtime's business
+			return err
+		}
 	}
 	return Serve(ctx, cfg)
 }

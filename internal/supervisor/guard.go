@@ -65,8 +65,8 @@ func (g *group) startGuard(ctx context.Context) (*bootapi.BootstrapResult, error
 	result, err := readGuard(ctx, out)
 	if err != nil {
 		// It leads its session and process group, and serves nobody yet.
-		syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
-		cmd.Wait()
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+		_ = cmd.Wait()
 		return nil, fmt.Errorf("start the guard of %s: %w", g.name(), err)
 	}
 	s.loops.Go(func() { g.reapGuard(cmd.Process) })
@@ -90,7 +90,7 @@ func readGuard(ctx context.Context, out *os.File) (*bootapi.BootstrapResult, err
 	if err := out.SetReadDeadline(deadline); err != nil {
 		return nil, err
 	}
-	stop := context.AfterFunc(ctx, func() { out.SetReadDeadline(time.Now()) })
+	stop := context.AfterFunc(ctx, func() { _ = out.SetReadDeadline(time.Now()) })
 	defer stop()
 	data, err := io.ReadAll(io.LimitReader(out, maxBootstrap))
 	if err != nil {

@@ -140,5 +140,5 @@ func identifyFile(path string) (fileIdentity, error) {
 		}
 		return fileIdentity{}, err
 	}
-	return fileIdentity{uint64(st.Dev), st.Ino, st.Size, st.Mtim, st.Ctim}, nil
+	return fileIdentity{st.Dev, st.Ino, st.Size, st.Mtim, st.Ctim}, nil
 }

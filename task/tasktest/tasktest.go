@@ -183,8 +183,8 @@ func (s *suite) bring(kind task.Kind, status task.Status) (task.Task, task.Proce
 	return c, p
 }
 
-// apply asks for an operation. ok is false for what is not asked but happens.
-func (s *suite) apply(c task.Task, p task.Process, op task.Operation) (err error, ok bool) {
+// apply asks for an operation. asked is false for what is not asked but happens.
+func (s *suite) apply(c task.Task, p task.Process, op task.Operation) (asked bool, err error) {
 	ctx := s.ctx()
 	switch op {
 	case task.OpStart:
@@ -220,9 +220,9 @@ func (s *suite) apply(c task.Task, p task.Process, op task.Operation) (err error
 			err = nil
 		}
 	default:
-		return nil, false
+		return false, nil
 	}
-	return err, true
+	return true, err
 }
 
 var containerOnly = map[task.Operation]bool{
@@ -252,7 +252,7 @@ func testTable(s *suite, kind task.Kind) {
 func (s *suite) checkCell(kind task.Kind, from task.Status, op task.Operation) {
 	want, refusal := task.Next(kind, from, op)
 	c, p := s.bring(kind, from)
-	err, asked := s.apply(c, p, op)
+	asked, err := s.apply(c, p, op)
 	if !asked {
 		return
 	}

@@ -10,9 +10,10 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/berthd/berth/test/fakeoci/fault"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/test/fakeoci/fault"
 )
 
 // spawnFlags are shared by create, exec and restore.

@@ -18,8 +18,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/berthd/berth/test/fakeoci/fault"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/berthd/berth/test/fakeoci/fault"
 )
 
 // build is the binary of this test process: made once, at its first use,
