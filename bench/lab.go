@@ -158,7 +158,23 @@ func (l *lab) close() error {
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("%w (%s is kept)", err, l.dir)
 	}
-	return os.RemoveAll(l.dir)
+	return errors.Join(l.removeCgroups(), os.RemoveAll(l.dir))
+}
+
+// removeCgroups removes the cgroups of the engines' namespaces, which runc
+// leaves.
+func (l *lab) removeCgroups() error {
+	var errs []error
+	for _, pattern := range []string{"/sys/fs/cgroup/*/", "/sys/fs/cgroup/"} {
+		for _, e := range l.engines {
+			dirs, err := filepath.Glob(pattern + e.namespace)
+			errs = append(errs, err)
+			for _, dir := range dirs {
+				errs = append(errs, os.Remove(dir))
+			}
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func isMount(path string) bool {

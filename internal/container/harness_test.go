@@ -201,6 +201,13 @@ func (h *harness) checkClean(t *testing.T) {
 			t.Errorf("the runtime still knows %s", s.Name())
 		}
 	}
+	groups, err := filepath.Glob("/sys/fs/cgroup/*/berth-test/" + filepath.Base(filepath.Dir(h.dir)) + "*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, g := range groups {
+		t.Errorf("cgroup %s is left", g)
+	}
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		t.Fatal(err)

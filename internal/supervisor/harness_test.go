@@ -276,10 +276,27 @@ func (h *harness) checkClean() {
 	var left []string
 	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		if left = h.left(); len(left) == 0 {
+			h.removeNamespaceCgroup()
 			return
 		}
 	}
 	h.t.Errorf("left behind: %q", left)
+}
+
+// removeNamespaceCgroup removes the cgroup above those of the containers: runc
+// makes it and leaves it. One that is not empty is a container's that is left.
+func (h *harness) removeNamespaceCgroup() {
+	for _, pattern := range []string{"/sys/fs/cgroup/*/", "/sys/fs/cgroup/"} {
+		dirs, err := filepath.Glob(pattern + h.Namespace())
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		for _, dir := range dirs {
+			if err := os.Remove(dir); err != nil {
+				h.t.Errorf("left behind: %v", err)
+			}
+		}
+	}
 }
 
 func (h *harness) left() []string {
