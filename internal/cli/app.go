@@ -131,7 +131,7 @@ func (a *App) root() *cli.Command {
 		ErrWriter:             a.Stderr,
 		Description: `Examples:
   berth import image.tar                   load an image from a tar archive
-  berth pull docker.io/library/alpine      fetch one from a registry
+  berth pull registry.example/alpine       fetch one from a registry
   berth run --rm -it alpine sh             a shell in a new container
   berth run -d --name web alpine httpd -f  a container in the background
   berth logs -f web                        what it prints

@@ -15,6 +15,7 @@ import (
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
 	"github.com/urfave/cli/v3"
 )
 
@@ -204,8 +205,13 @@ func TestSeekLines(t *testing.T) {
 }
 
 func TestNames(t *testing.T) {
+	alpine, err := reference.ParseNormalizedNamed("alpine")
+	if err != nil {
+		t.Fatal(err)
+	}
+	def := reference.Domain(alpine)
 	for in, want := range map[string]string{
-		"alpine": "docker.io/library/alpine:latest", "a/b:1": "docker.io/a/b:1", "localhost:5000/x": "localhost:5000/x:latest",
+		"alpine": def + "/library/alpine:latest", "a/b:1": def + "/a/b:1", "localhost:5000/x": "localhost:5000/x:latest",
 	} {
 		if got, err := fullName(in); err != nil || got != want {
 			t.Errorf("%q: %q, %v", in, got, err)

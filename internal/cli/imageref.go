@@ -25,7 +25,7 @@ import (
 const maxDocument = 16 << 20
 
 // fullName completes an image's name as docker does: "alpine" is
-// docker.io/library/alpine:latest.
+// library/alpine:latest on the default registry.
 func fullName(name string) (string, error) {
 	ref, err := reference.ParseDockerRef(name)
 	if err != nil {

@@ -33,7 +33,7 @@ func (a *App) pullCommand() *cli.Command {
 		Description: `A registry on this machine (localhost, 127.0.0.0/8, ::1) is spoken to in plain
 HTTP. Examples:
   berth pull alpine
-  berth pull --platform linux/arm64 docker.io/library/alpine:3.20
+  berth pull --platform linux/arm64 registry.example/alpine:3.20
   berth pull --user me --hosts-dir /etc/containerd/certs.d registry.example/app:1`,
 		Flags: []cli.Flag{
 			list("platform", "fetch for a `PLATFORM`, e.g. linux/arm64; several are possible"),
