@@ -208,6 +208,17 @@ func (h *harness) checkClean(t *testing.T) {
 	for _, g := range groups {
 		t.Errorf("cgroup %s is left", g)
 	}
+	// The cgroup above them, which runc leaves. It stays where a run that was
+	// killed has left a container in it.
+	above, err := filepath.Glob("/sys/fs/cgroup/*/berth-test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, g := range above {
+		if err := os.Remove(g); err != nil && !errors.Is(err, unix.EBUSY) {
+			t.Error(err)
+		}
+	}
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		t.Fatal(err)

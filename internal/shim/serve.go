@@ -224,6 +224,9 @@ func (s *server) untilUnused(ctx context.Context, served <-chan error) error {
 		idle := s.set.Idle()
 		select {
 		case err := <-served:
+			if err == nil {
+				err = net.ErrClosed
+			}
 			return fmt.Errorf("serve the group's socket: %w", err)
 		case sig := <-term:
 			if s.set.CloseIfEmpty() {
