@@ -26,7 +26,7 @@ BENCHFLAGS ?=
 UNIT        = $(shell $(GO) list ./... | grep -v -e /test/integration -e /bench)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo clean-demo test test-unit test-integration peers bench lint check fmt install clean
+.PHONY: help build demo clean-demo test test-unit test-integration peers peers-buildkit bench lint check fmt install clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ test-integration: build peers ## tests against stock containerd, then Berth (roo
 
 peers: ## build stock containerd and runc for tests and benches into out/
 	@scripts/peers $(OUT)/peers/bin
+
+peers-buildkit: ## build buildkitd and buildctl into out/
+	@scripts/peers $(OUT)/peers/bin buildkit
 
 bench: ## measure Berth beside stock containerd; figures in out/bench.json
 	@scripts/deps bench
