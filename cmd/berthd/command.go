@@ -49,7 +49,9 @@ func newCommand() *cli.Command {
 			}
 			return serve(ctx, cfg)
 		},
-		Commands: []*cli.Command{configCommand(), publishCommand()},
+		Commands: []*cli.Command{configCommand(), publishCommand(func(_ context.Context, c *cli.Command) (*config, error) {
+			return effectiveConfig(c)
+		})},
 	}
 }
 

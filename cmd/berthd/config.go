@@ -36,6 +36,9 @@ type config struct {
 	GC          gcConfig          `toml:"gc" comment:"When what nobody refers to any more is removed."`
 	Events      eventsConfig      `toml:"events"`
 	Debug       debugConfig       `toml:"debug"`
+
+	// warnings are for the log when the daemon starts.
+	warnings []string
 }
 
 type grpcConfig struct {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -22,8 +23,12 @@ func main() {
 	// Files and directories get the modes that are asked for, whoever started
 	// the daemon.
 	unix.Umask(0o022)
-	if err := newCommand().Run(context.Background(), os.Args); err != nil {
-		fmt.Fprintln(os.Stderr, "berthd:", oneLine(err))
+	command := newCommand()
+	if filepath.Base(os.Args[0]) == containerdName {
+		command = newContainerdCommand()
+	}
+	if err := command.Run(context.Background(), os.Args); err != nil {
+		fmt.Fprintln(os.Stderr, command.Name+":", oneLine(err))
 		os.Exit(exitCode(err))
 	}
 }

@@ -24,8 +24,9 @@ const (
 )
 
 // publishCommand is what shims execute that do not send events themselves: it
-// sends the event on standard input, a protobuf Any, to the daemon.
-func publishCommand() *cli.Command {
+// sends the event on standard input, a protobuf Any, to the daemon that
+// configure finds.
+func publishCommand(configure func(context.Context, *cli.Command) (*config, error)) *cli.Command {
 	return &cli.Command{
 		Name:   "publish",
 		Usage:  "send an event to the daemon at --address",
@@ -35,7 +36,7 @@ func publishCommand() *cli.Command {
 			&cli.StringFlag{Name: "namespace", Usage: "the event's `NAMESPACE`", Required: true},
 		},
 		Action: func(ctx context.Context, c *cli.Command) error {
-			cfg, err := effectiveConfig(c.Root())
+			cfg, err := configure(ctx, c.Root())
 			if err != nil {
 				return usageError{err}
 			}

@@ -32,6 +32,9 @@ func serve(ctx context.Context, cfg *config) (err error) {
 	if err != nil {
 		return usageError{err}
 	}
+	for _, text := range cfg.warnings {
+		log.Warn("configuration: " + text)
+	}
 	systemd, err := newNotifier()
 	if err != nil {
 		return err
