@@ -15,7 +15,6 @@ import (
 	"testing"
 	"time"
 
-	eventsapi "github.com/containerd/containerd/api/events"
 	ttrpcevents "github.com/containerd/containerd/api/services/ttrpc/events/v1"
 	coreevents "github.com/containerd/containerd/v2/core/events"
 	"github.com/containerd/ttrpc"
@@ -26,6 +25,7 @@ import (
 
 	"github.com/berthd/berth/internal/bundle"
 	"github.com/berthd/berth/task"
+	"github.com/berthd/berth/task/tasktest"
 )
 
 // timeout bounds each step of a test.
@@ -108,26 +108,8 @@ func (c *collector) Publish(_ context.Context, _ string, event coreevents.Event)
 }
 
 func (c *collector) add(ns string, event any) {
-	e := task.Event{ID: task.ID{Namespace: ns}}
-	switch v := event.(type) {
-	case *eventsapi.TaskCreate:
-		e.Kind, e.ID.Container, e.Pid = task.EventCreate, v.ContainerID, v.Pid
-	case *eventsapi.TaskStart:
-		e.Kind, e.ID.Container, e.Pid = task.EventStart, v.ContainerID, v.Pid
-	case *eventsapi.TaskExecAdded:
-		e.Kind, e.ID.Container, e.ExecID = task.EventExecAdded, v.ContainerID, v.ExecID
-	case *eventsapi.TaskExecStarted:
-		e.Kind, e.ID.Container, e.ExecID, e.Pid = task.EventExecStarted, v.ContainerID, v.ExecID, v.Pid
-	case *eventsapi.TaskExit:
-		e.Kind, e.ID.Container, e.Pid = task.EventExit, v.ContainerID, v.Pid
-		if v.ID != v.ContainerID {
-			e.ExecID = v.ID
-		}
-		e.Exit = task.Exit{Pid: v.Pid, Status: v.ExitStatus, At: v.ExitedAt.AsTime()}
-	case *eventsapi.TaskDelete:
-		e.Kind, e.ID.Container, e.Pid = task.EventDelete, v.ContainerID, v.Pid
-		e.Exit = task.Exit{Pid: v.Pid, Status: v.ExitStatus, At: v.ExitedAt.AsTime()}
-	default:
+	e, ok := tasktest.DecodeEvent(ns, event)
+	if !ok {
 		return
 	}
 	c.mu.Lock()

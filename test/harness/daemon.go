@@ -61,6 +61,9 @@ type Daemon struct {
 	cmd      *exec.Cmd
 	exited   chan struct{} // closed once cmd.Wait has returned
 	baseline fdCount
+
+	log          eventLog      // Berth's
+	subscription *subscription // of this boot; nil while the daemon is down
 }
 
 // Each runs the test against stock containerd and then against Berth, in
@@ -156,6 +159,10 @@ func (d *Daemon) Boot(tb testing.TB) {
 		_ = cmd.Wait() // the state is in cmd.ProcessState
 	}()
 	d.awaitServing(tb)
+	if d.Kind == Berth {
+		d.unwatchEvents()
+		d.watchEvents(tb)
+	}
 }
 
 func (d *Daemon) command() *exec.Cmd {
@@ -231,6 +238,7 @@ func (d *Daemon) end(tb testing.TB, sig syscall.Signal) {
 		<-d.exited
 		tb.Fatalf("%s did not end within 30 s of %s\n%s", d.Kind, sig, d.LogTail())
 	}
+	d.unwatchEvents()
 }
 
 // Client returns a connection of containerd's Go client, in the daemon's

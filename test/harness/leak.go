@@ -29,6 +29,9 @@ func (d *Daemon) finish(tb testing.TB) {
 	if check && d.running() {
 		d.CheckLeaks(tb)
 	}
+	if !tb.Failed() {
+		d.checkEvents(tb, check && d.running())
+	}
 	if d.running() {
 		if tb.Failed() {
 			_ = d.cmd.Process.Kill()
@@ -37,6 +40,7 @@ func (d *Daemon) finish(tb testing.TB) {
 			d.Term(tb)
 		}
 	}
+	d.unwatchEvents()
 	if check && !tb.Failed() {
 		if left := settle(d.leftOnMachine); len(left) > 0 {
 			tb.Errorf("left after the end of %s:\n%s", d.Kind, strings.Join(left, "\n"))
