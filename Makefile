@@ -23,10 +23,10 @@ GOLANGCI_LINT := $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lin
 # Arguments for go test and for the bench: make test-unit TESTFLAGS=-v
 TESTFLAGS  ?=
 BENCHFLAGS ?=
-UNIT        = $(shell $(GO) list ./... | grep -v -e /test/integration -e /bench)
+UNIT        = $(shell $(GO) list ./... | grep -v -e /test/integration -e /test/conformance -e /bench)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo clean-demo test test-unit test-integration peers peers-buildkit bench lint check fmt install clean
+.PHONY: help build demo clean-demo test test-unit test-integration test-conformance peers peers-buildkit bench lint check fmt install clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,12 +49,16 @@ test: ## install what is missing and run all tests
 	@scripts/deps test
 	@$(MAKE) --no-print-directory test-unit
 	@$(MAKE) --no-print-directory test-integration
+	@$(MAKE) --no-print-directory test-conformance
 
 test-unit: ## unit tests, with the race detector
 	CGO_ENABLED=1 $(GO) test -race -timeout 15m $(TESTFLAGS) $(UNIT)
 
 test-integration: build peers ## tests against stock containerd, then Berth (root, runc)
 	$(GO) test -count=1 -timeout 30m $(TESTFLAGS) ./test/integration/...
+
+test-conformance: build peers peers-buildkit ## what clients of a containerd daemon do, against stock and Berth
+	$(GO) test -count=1 -timeout 30m $(TESTFLAGS) ./test/conformance/...
 
 peers: ## build stock containerd and runc for tests and benches into out/
 	@scripts/peers $(OUT)/peers/bin

@@ -14,6 +14,7 @@ import (
 
 	"github.com/berthd/berth/internal/api"
 	"github.com/berthd/berth/internal/events"
+	"github.com/berthd/berth/internal/restart"
 	"github.com/berthd/berth/internal/storage"
 	"github.com/berthd/berth/task"
 )
@@ -43,6 +44,7 @@ type Engine struct {
 	server   *api.Server
 	direct   *api.Direct
 	pipe     *pipeListener
+	monitor  *restart.Monitor
 
 	// background ends with cancel; Close waits for it.
 	background sync.WaitGroup
@@ -87,6 +89,9 @@ func open(ctx context.Context, cfg Config, newRuntime openRuntime) (_ *Engine, e
 		return nil, fmt.Errorf("remove old checkpoints: %w", err)
 	}
 	if err := e.serveShims(); err != nil {
+		return nil, err
+	}
+	if err := e.makeMonitor(); err != nil {
 		return nil, err
 	}
 	e.startBackground(context.WithoutCancel(ctx), afterLoad)
@@ -184,7 +189,19 @@ func (e *Engine) serveShims() error {
 	return nil
 }
 
-// startBackground takes up the tasks and serves the engine's own client.
+// makeMonitor makes what restarts containers; it is a client of the engine.
+func (e *Engine) makeMonitor() error {
+	c, err := e.Client()
+	if err != nil {
+		return err
+	}
+	e.later(func(context.Context) error { return c.Close() })
+	e.monitor = restart.New(restart.Config{Client: c, Log: e.cfg.Log})
+	return nil
+}
+
+// startBackground takes up the tasks, keeps containers running that ask for it,
+// and serves the engine's own client.
 func (e *Engine) startBackground(ctx context.Context, afterLoad func(context.Context) error) {
 	ctx, e.cancel = context.WithCancel(ctx)
 	e.background.Go(func() {
@@ -195,6 +212,10 @@ func (e *Engine) startBackground(ctx context.Context, afterLoad func(context.Con
 		if err := afterLoad(ctx); err != nil {
 			e.cfg.Log.Error("some old checkpoints could not be removed", slog.Any("error", err))
 		}
+	})
+	e.background.Go(func() {
+		<-e.loaded
+		e.monitor.Run(ctx)
 	})
 	e.background.Go(func() {
 		if err := e.server.Serve(e.pipe); err != nil {

@@ -205,7 +205,7 @@ var parts = []string{
 	"io.containerd.content.v1.content", "io.containerd.metadata.v1.bolt", "io.containerd.gc.v1.scheduler",
 	"io.containerd.snapshotter.v1.overlayfs", "io.containerd.snapshotter.v1.native", "io.containerd.differ.v1.walking",
 	"io.containerd.event.v1.exchange", "io.containerd.lease.v1.manager", "io.containerd.mount-manager.v1.bolt",
-	"io.containerd.runtime.v2.task", "io.containerd.streaming.v1.manager", "io.containerd.transfer.v1.local",
+	"io.containerd.monitor.container.v1.restart", "io.containerd.runtime.v2.task", "io.containerd.streaming.v1.manager", "io.containerd.transfer.v1.local",
 	"io.containerd.sandbox.store.v1.local", serverGRPC, serverTTRPC, serverDebug, transfers, shimManager,
 	"io.containerd.grpc.v1.containers", "io.containerd.grpc.v1.content", "io.containerd.grpc.v1.diff", "io.containerd.grpc.v1.events",
 	"io.containerd.grpc.v1.healthcheck", "io.containerd.grpc.v1.images", "io.containerd.grpc.v1.introspection", "io.containerd.grpc.v1.leases",

@@ -14,6 +14,7 @@ const (
 
 	typeEvents  = "io.containerd.event.v1"
 	typeService = "io.containerd.grpc.v1"
+	typeMonitor = "io.containerd.monitor.container.v1"
 )
 
 // logSchemes are the schemes of URIs that the standard output and error of a
@@ -32,6 +33,11 @@ func Parts(root string) []storage.Descriptor {
 			Exports:   map[string]string{"root": root, "log-uri-schemes": logSchemes},
 		},
 		{Type: typeEvents, ID: "exchange"},
+		{
+			// nerdctl looks here for the policies of its --restart.
+			Type: typeMonitor, ID: "restart", Requires: []string{typeEvents, typeService},
+			Capabilities: []string{"no", "always", "on-failure", "unless-stopped"},
+		},
 	}
 	for _, id := range serviceIDs {
 		parts = append(parts, storage.Descriptor{Type: typeService, ID: id})

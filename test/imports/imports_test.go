@@ -46,7 +46,10 @@ var allowed = map[string][]string{
 	// The daemon's side. The API sees the runtime only as a task.Runner.
 	"internal/supervisor": {"task", "internal/bundle"},
 	"internal/api":        {"task", "internal/storage"},
-	"engine":              {"task", "internal/api", "internal/events", "internal/storage", "internal/supervisor", "internal/version"},
+	"internal/restart":    {},
+	"engine": {
+		"task", "internal/api", "internal/events", "internal/restart", "internal/storage", "internal/supervisor", "internal/version",
+	},
 	"cmd/berthd":          {"engine", "internal/version"},
 	"examples/run":        {"engine"},
 
