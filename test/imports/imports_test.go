@@ -50,8 +50,8 @@ var allowed = map[string][]string{
 	"engine": {
 		"task", "internal/api", "internal/events", "internal/restart", "internal/storage", "internal/supervisor", "internal/version",
 	},
-	"cmd/berthd":          {"engine", "internal/version"},
-	"examples/run":        {"engine"},
+	"cmd/berthd":   {"engine", "internal/version"},
+	"examples/run": {"engine"},
 
 	// The command talks to a daemon over its API and to nothing else.
 	"internal/cli/attach":    {},
