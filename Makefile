@@ -23,10 +23,10 @@ GOLANGCI_LINT := $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lin
 # Arguments for go test and for the bench: make test-unit TESTFLAGS=-v
 TESTFLAGS  ?=
 BENCHFLAGS ?=
-UNIT        = $(shell $(GO) list ./... | grep -v -e /test/integration -e /test/conformance -e /bench)
+UNIT        = $(shell $(GO) list ./... | grep -v -e /test/integration -e /test/conformance -e /test/speccheck -e /bench)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo clean-demo test test-unit test-integration test-conformance peers peers-buildkit bench lint check fmt install clean
+.PHONY: help build demo clean-demo test test-unit test-integration test-conformance peers peers-buildkit conformance-speccheck bench lint check fmt install clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,7 +55,7 @@ test-unit: ## unit tests, with the race detector
 	CGO_ENABLED=1 $(GO) test -race -timeout 15m $(TESTFLAGS) $(UNIT)
 
 test-integration: build peers ## tests against stock containerd, then Berth (root, runc)
-	$(GO) test -count=1 -timeout 30m $(TESTFLAGS) ./test/integration/...
+	$(GO) test -count=1 -timeout 30m $(TESTFLAGS) ./test/integration/... ./test/speccheck/...
 
 test-conformance: build peers peers-buildkit ## what clients of a containerd daemon do, against stock and Berth
 	$(GO) test -count=1 -timeout 30m $(TESTFLAGS) ./test/conformance/...
@@ -65,6 +65,11 @@ peers: ## build stock containerd and runc for tests and benches into out/
 
 peers-buildkit: ## build buildkitd and buildctl into out/
 	@scripts/peers $(OUT)/peers/bin buildkit
+
+conformance-speccheck: ## write docs/conformance-speccheck.md anew: a spec's members under stock containerd
+	@scripts/deps test
+	@$(MAKE) --no-print-directory peers
+	$(GO) test -count=1 ./test/speccheck -run 'TestStock' -update
 
 bench: ## measure Berth beside stock containerd; figures in out/bench.json
 	@scripts/deps bench
