@@ -82,6 +82,9 @@ func run(args []string) error {
 		return errors.New("an id is needed (-id)")
 	}
 	f.Log = logger(f, action)
+	if err := shim.ResetSignals(); err != nil {
+		return err
+	}
 	switch action {
 	case "guard":
 		return shim.RunGuard(f.Args, os.Stdin, os.Stdout)

@@ -73,7 +73,6 @@ func Run(cfg Config) error {
 	defer cancel()
 	sigs := make(chan os.Signal, 16)
 	signal.Notify(sigs, unix.SIGCHLD, unix.SIGTERM, unix.SIGINT)
-	signal.Ignore(unix.SIGPIPE, unix.SIGHUP)
 	defer signal.Stop(sigs)
 	wg.Go(func() { g.signals(ctx, sigs) })
 

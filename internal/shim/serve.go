@@ -81,7 +81,6 @@ func Serve(ctx context.Context, cfg ServeConfig) error {
 	}
 	// Most of what a call allocates is garbage when it ends.
 	debug.SetGCPercent(40)
-	signal.Ignore(unix.SIGPIPE, unix.SIGHUP)
 	if cfg.Linger <= 0 {
 		cfg.Linger = DefaultLinger
 	}
