@@ -29,6 +29,8 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
 
+	"github.com/berthd/berth/task"
+	"github.com/berthd/berth/task/tasktest"
 	"github.com/berthd/berth/test/fakeoci/faketest"
 )
 
@@ -58,7 +60,7 @@ func runTests(m *testing.M) int {
 		fmt.Fprintf(os.Stderr, "build the shim: %v\n%s", err, out)
 		return 1
 	}
-	return m.Run()
+	return faketest.Run(m)
 }
 
 // daemon is what a stock containerd is for its shims: a state directory with
@@ -69,7 +71,8 @@ type daemon struct {
 	rootfs string
 
 	mu     sync.Mutex
-	topics []string // of the events, in order; guarded by mu
+	topics []string     // of the events, in order; guarded by mu
+	told   []task.Event // the same; guarded by mu
 }
 
 func newDaemon(t *testing.T) *daemon {
@@ -106,9 +109,16 @@ func newDaemon(t *testing.T) *daemon {
 }
 
 func (d *daemon) Forward(_ context.Context, r *eventsAPI.ForwardRequest) (*emptypb.Empty, error) {
+	message, err := typeurl.UnmarshalAny(r.Envelope.Event)
+	if err != nil {
+		return nil, err
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.topics = append(d.topics, r.Envelope.Topic)
+	if e, ok := tasktest.DecodeEvent(r.Envelope.Namespace, message); ok {
+		d.told = append(d.told, e)
+	}
 	return &emptypb.Empty{}, nil
 }
 
@@ -116,6 +126,12 @@ func (d *daemon) events() []string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return append([]string{}, d.topics...)
+}
+
+func (d *daemon) taskEvents() []task.Event {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return append([]task.Event{}, d.told...)
 }
 
 func (d *daemon) address() string { return filepath.Join(d.dir, "d") }
@@ -133,7 +149,7 @@ func (d *daemon) bundle(id, script string, annotations map[string]string) string
 	spec.Mounts = []specs.Mount{{Destination: "/proc", Type: "proc", Source: "proc"}}
 	spec.Annotations = annotations
 	faketest.WriteBundle(d.t, bundle, spec)
-	if err := unix.Mkfifo(filepath.Join(bundle, "log"), 0o600); err != nil {
+	if err := unix.Mkfifo(filepath.Join(bundle, "log"), 0o600); err != nil && !errors.Is(err, unix.EEXIST) {
 		d.t.Fatal(err)
 	}
 	return bundle

@@ -228,11 +228,21 @@ func (h *harness) checkClean(t *testing.T) {
 	}
 }
 
+// fakeHarness has checkpoints, which the fake runtime makes without CRIU.
+type fakeHarness struct{ *harness }
+
+func (h fakeHarness) Image(t *testing.T) string { return faketest.Image(t) }
+
+// realHarness has cgroups.
+type realHarness struct{ *harness }
+
+func (h realHarness) HasStats() bool { return true }
+
 func TestFakeRuntime(t *testing.T) {
 	tasktest.Run(t, func(t *testing.T) tasktest.Harness {
 		h := newHarness(t, faketest.Binary(t), false)
 		t.Cleanup(func() { h.checkClean(t) })
-		return h
+		return fakeHarness{h}
 	})
 }
 
@@ -244,7 +254,7 @@ func TestRunc(t *testing.T) {
 	tasktest.Run(t, func(t *testing.T) tasktest.Harness {
 		h := newHarness(t, binary, true)
 		t.Cleanup(func() { h.checkClean(t) })
-		return h
+		return realHarness{h}
 	})
 }
 

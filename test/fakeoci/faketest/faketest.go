@@ -133,6 +133,14 @@ func Calls(t testing.TB, root string) [][]string {
 	return calls
 }
 
+// Image makes a checkpoint from which the fake runtime restores any container.
+func Image(t testing.TB) string {
+	t.Helper()
+	dir := t.TempDir()
+	WriteJSON(t, filepath.Join(dir, "fakeoci-checkpoint.json"), nil)
+	return dir
+}
+
 // Spec is a spec that the fake runtime can run, and that a real one would need
 // more for. The program is looked up on the host.
 func Spec(args ...string) *specs.Spec {
