@@ -19,7 +19,7 @@ const (
 
 // logSchemes are the schemes of URIs that the standard output and error of a
 // container may be.
-const logSchemes = "fifo,file"
+const logSchemes = "fifo,file,json-file"
 
 // Parts describes to clients what is not storage: the runtime, the events and
 // every service that NewGRPCServer registers. Root is the root directory of

@@ -2,14 +2,15 @@ package stdio
 
 import "sync"
 
-// Files lets any number of streams write one file: each at its end, one after
-// the other. splice(2) refuses append mode, so who writes must find the end
+// Files lets any number of streams write one file or log: each at its end, one
+// after the other. splice(2) refuses append mode, so who writes must find the end
 // and keep it until the bytes are there. The zero value is ready for use; it
 // holds nothing that must be closed. It serves one process: what another one
 // writes to the file at the same time may be overwritten.
 type Files struct {
 	mu   sync.Mutex
-	ends map[node]*fileEnd // guarded by mu; the files that are in use
+	ends map[node]*fileEnd    // guarded by mu; the files that are in use
+	logs map[string]*recorder // guarded by mu; the logs that are in use, by path
 }
 
 // fileEnd is the end of one file, under whatever paths and descriptors. Who

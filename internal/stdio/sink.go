@@ -18,6 +18,7 @@ const (
 	toNull sinkKind = iota
 	toFIFO
 	toFile
+	toLog
 )
 
 // sink is where an output goes.
@@ -27,11 +28,15 @@ type sink struct {
 	node node
 	log  *slog.Logger
 
-	// w is our writer; nil for the null device.
+	// w is our writer; nil for the null device and a log.
 	w *heldFile
 	// end is the end of a regular file, locked by who writes there. It is
 	// released when no mover can be writing; nil for others.
 	end *fileEnd
+	// rec is a log, to which this is the stream of that name; nil for others.
+	rec    *recorder
+	stream string
+	cut    []byte // of a character whose end did not come yet; the mover's
 	// reader is our own read end of a FIFO. While it is open a client may leave
 	// and come back: no write fails, and what is in the FIFO stays there.
 	reader *os.File
@@ -59,6 +64,12 @@ func (o *openedTarget) sink(name string, h holder, files *Files, appendMode bool
 		w, k.reader, err = openFIFOWriter(uintptr(o.fd), o.path)
 	case toFile:
 		w, err = openFileWriter(uintptr(o.fd), o.path, appendMode)
+	case toLog:
+		k.stream = name
+		if k.rec, err = files.recorder(o.log); err != nil {
+			return nil, o.fail(err)
+		}
+		return k, nil
 	}
 	if err != nil {
 		return nil, o.fail(err)
@@ -113,6 +124,9 @@ func openFileWriter(fd uintptr, path string, appendMode bool) (*os.File, error) 
 // src: a destination that fails loses bytes, but src is always emptied, so that
 // the container never blocks on a full disk.
 func (k *sink) take(src *heldFile) (int64, error) {
+	if k.kind == toLog {
+		return k.record(src)
+	}
 	if k.kind == toNull || k.copies.Load() {
 		return k.copyFrom(src)
 	}
@@ -166,6 +180,10 @@ func (k *sink) discard(src *heldFile, cause error) (int64, error) {
 // written is discarded and counted. It reports false when the sink was closed.
 func (k *sink) write(p []byte) bool {
 	if k.kind == toNull {
+		return true
+	}
+	if k.kind == toLog {
+		k.writeLog(p)
 		return true
 	}
 	n, err := k.writeAll(p)
@@ -227,6 +245,9 @@ func (k *sink) finish(watch *watcherRef, stop <-chan struct{}) {
 	if k.kind == toNull {
 		return
 	}
+	if k.kind == toLog {
+		k.endLog()
+	}
 	k.reportLosses()
 	if k.kind == toFIFO {
 		if k.reader != nil {
@@ -237,7 +258,16 @@ func (k *sink) finish(watch *watcherRef, stop <-chan struct{}) {
 	k.w.close()
 }
 
-// close ends the sink at once. Movers that use it stop.
+// release gives back what the sink shares with others; by then nobody writes.
+func (k *sink) release() {
+	k.end.release()
+	if err := k.rec.release(); err != nil {
+		k.log.Warn("close a log", "path", k.path, "error", err)
+	}
+}
+
+// close ends the sink at once. Movers that use it stop, but those to a log,
+// which stop with their source.
 func (k *sink) close() {
 	k.w.close()
 	if k.reader != nil {

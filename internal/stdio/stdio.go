@@ -4,8 +4,10 @@
 //
 // Bytes of pipes never enter this process: splice(2) moves them from one
 // kernel buffer to the next, so a process that is killed while it moves them
-// loses none. A pty is copied through a small buffer. Nothing here blocks an OS
-// thread but writes to regular files: everything else is non-blocking and
+// loses none. What goes to a log of JSON lines is copied, and is taken out of
+// the pipe only when it is in the log: who is killed in between stores up to
+// 16 KiB twice. A pty is copied through a small buffer. Nothing here blocks an
+// OS thread but writes to regular files: everything else is non-blocking and
 // waits in Go's poller, one goroutine a stream.
 package stdio
 
@@ -36,10 +38,10 @@ type Config struct {
 	// Stdio names the client's ends. Each is empty or /dev/null (the null
 	// device), a path or fifo:// URI of a FIFO, the path of an existing regular
 	// file, or a file:// URI of a file that is made (0644, its parents 0755)
-	// when it does not exist. Files are written at their end. Where Stdout and
-	// Stderr are the same FIFO or file, the container gets one pipe for both,
-	// which keeps the order of what it writes. With Terminal, Stderr is not
-	// used.
+	// when it does not exist, or the json-file:// URI of a log (see package
+	// logfile). Files are written at their end. Where Stdout and Stderr are the
+	// same FIFO or file, the container gets one pipe for both, which keeps the
+	// order of what it writes. With Terminal, Stderr is not used.
 	Stdio task.Stdio
 	// UID and GID own the ends of the pipes that the container uses; 0 and 0
 	// leave them to root.
@@ -186,7 +188,7 @@ func (s *Streams) openOutput(name, value string, cfg Config) (*os.File, error) {
 	if opened.kind == toNull {
 		return nil, nil
 	}
-	if len(s.outs) > 0 && s.outs[0].sink.node == opened.node {
+	if len(s.outs) > 0 && opened.node != (node{}) && s.outs[0].sink.node == opened.node {
 		return s.runtime[1], nil
 	}
 	sink, err := opened.sink(name, s.holder, s.files, false)

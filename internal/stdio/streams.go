@@ -248,7 +248,7 @@ func (s *Streams) tearDown() error {
 		s.closeFiles()
 		s.wg.Wait()
 		for _, k := range s.sinks() {
-			k.end.release() // by now nobody writes
+			k.release()
 		}
 		s.watch.close()
 	}()

@@ -10,6 +10,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/internal/logfile"
 )
 
 // target is the parsed value of one stream.
@@ -17,7 +19,8 @@ type target struct {
 	stream string // "stdin", "stdout", "stderr"
 	path   string // empty for the null device
 	want   targetKind
-	create bool // make the file when it does not exist
+	create bool           // make the file when it does not exist
+	log    logfile.Config // of a logKind
 }
 
 type targetKind uint8
@@ -26,6 +29,7 @@ const (
 	anyKind targetKind = iota
 	fifoKind
 	fileKind
+	logKind
 )
 
 func (t target) null() bool { return t.path == "" || t.path == os.DevNull }
@@ -36,6 +40,9 @@ func parseTarget(stream, value string) (target, error) {
 	t := target{stream: stream, path: value}
 	scheme, _, isURI := strings.Cut(value, "://")
 	if isURI {
+		if scheme == logfile.Scheme && stream != "stdin" {
+			return parseLog(t)
+		}
 		u, err := url.Parse(value)
 		if err != nil {
 			return target{}, t.invalid(value, "it is not a valid URI")
@@ -50,7 +57,7 @@ func parseTarget(stream, value string) (target, error) {
 		case "file":
 			t.want, t.create = fileKind, stream != "stdin"
 		default:
-			return target{}, t.invalid(value, "the scheme is not supported; use the path of a FIFO or file, fifo:// or file://")
+			return target{}, t.invalid(value, "the scheme is not supported; use the path of a FIFO or file, fifo://, file:// or json-file://")
 		}
 	}
 	switch {
@@ -61,6 +68,15 @@ func parseTarget(stream, value string) (target, error) {
 	case !filepath.IsAbs(t.path):
 		return target{}, t.invalid(value, "the path must be absolute")
 	}
+	return t, nil
+}
+
+func parseLog(t target) (_ target, err error) {
+	t.want = logKind
+	if t.log, err = logfile.Parse(t.path); err != nil {
+		return target{}, fmt.Errorf("%s: %w", t.stream, err)
+	}
+	t.path = t.log.Path
 	return t, nil
 }
 
@@ -94,7 +110,7 @@ type node struct{ dev, ino uint64 }
 // could wake, rewind or block on.
 type openedTarget struct {
 	target
-	fd   int // -1 for the null device
+	fd   int // -1 for the null device and a log
 	kind sinkKind
 	node node
 }
@@ -112,6 +128,9 @@ func openTarget(t target) (openedTarget, error) {
 	null := openedTarget{target: t, fd: -1, kind: toNull}
 	if t.null() {
 		return null, nil
+	}
+	if t.want == logKind {
+		return openedTarget{target: t, fd: -1, kind: toLog}, nil
 	}
 	fd, err := openPath(t)
 	if err != nil {

@@ -26,10 +26,11 @@ var allowed = map[string][]string{
 	"internal/bundle":     {"task"},
 	"internal/cgroup":     {"task"},
 	"internal/events":     {},
+	"internal/logfile":    {},
 	"internal/mount":      {"task"},
 	"internal/ociruntime": {"task", "internal/reap"},
 	"internal/reap":       {},
-	"internal/stdio":      {"task"},
+	"internal/stdio":      {"task", "internal/logfile"},
 	"internal/storage":    {},
 	"internal/version":    {},
 
