@@ -85,8 +85,7 @@ func (s *Set) adopt(ctx context.Context, bundle string, kept map[string]*os.File
 		return s.abandon(ctx, c)
 	}
 	if p.status == task.CreatedCheckpoint {
-		// Its stdio was never handed to a runtime, and Start needs it whole.
-		return errors.Join(fmt.Errorf("restore of %q was not begun", r.ID.Container), s.abandon(ctx, c))
+		return s.adoptCheckpoint(ctx, c, r.Op != "", kept)
 	}
 	if c.cgroupPaths != nil {
 		if cg, err := cgroup.Load(c.cgroupPaths, s.own); err == nil {
@@ -117,6 +116,31 @@ func (s *Set) abandon(ctx context.Context, c *Container) error {
 		err = nil
 	}
 	return errors.Join(err, mount.Unmount(c.bundle), c.forgetFiles())
+}
+
+// adoptCheckpoint takes up a container that waits for its restore. One that was
+// begun is taken back: its caller was told that it failed.
+func (s *Set) adoptCheckpoint(ctx context.Context, c *Container, begun bool, kept map[string]*os.File) error {
+	if begun {
+		if err := c.undoCreate(ctx); err != nil {
+			return err
+		}
+	}
+	// Nothing has run that could have used the streams: they are opened anew.
+	cfg := c.init.streamsConfig()
+	for _, f := range take(kept, cfg.Name) {
+		f.Close()
+	}
+	streams, err := stdio.Open(ctx, cfg)
+	if err != nil {
+		return errors.Join(err, s.abandon(ctx, c))
+	}
+	c.init.streams = streams
+	if spec, err := readSpec(c.bundle); err == nil {
+		c.init.ownOOMScore = spec.Process != nil && spec.Process.OOMScoreAdj != nil
+	}
+	s.put(c)
+	return c.save(0, false)
 }
 
 // askRuntime learns what became of a call that the predecessor had begun.

@@ -2,7 +2,9 @@ package container
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 
@@ -20,26 +22,17 @@ func (c *Container) Checkpoint(ctx context.Context, cfg task.CheckpointConfig) e
 	if image == "" {
 		image = o.ImagePath
 	}
-	work, temporary := o.WorkPath, false
-	if work == "" {
-		work, temporary = filepath.Join(c.bundle, "work", "criu-work"), true
-	}
 	err = c.change(ctx, task.OpCheckpoint, func(ctx context.Context) error {
-		if err := os.MkdirAll(work, 0o711); err != nil {
-			return err
-		}
-		err := c.runtime.Checkpoint(ctx, ociruntime.CheckpointArgs{
-			ID: c.id.Container,
-			CRIU: ociruntime.CRIU{
-				ImagePath: image, WorkPath: work, TCPEstablished: o.OpenTCP, ExternalUnixSockets: o.ExternalUnixSockets,
-				ShellJob: o.Terminal, FileLocks: o.FileLocks, EmptyNamespaces: o.EmptyNamespaces,
-			},
-			ParentPath: o.ParentPath, LeaveRunning: !o.Exit,
+		return c.withCRIU(o.WorkPath, "dump", func(work string) error {
+			return c.runtime.Checkpoint(ctx, ociruntime.CheckpointArgs{
+				ID: c.id.Container,
+				CRIU: ociruntime.CRIU{
+					ImagePath: image, WorkPath: work, TCPEstablished: o.OpenTCP, ExternalUnixSockets: o.ExternalUnixSockets,
+					ShellJob: o.Terminal, FileLocks: o.FileLocks, EmptyNamespaces: o.EmptyNamespaces, CgroupsMode: o.CgroupsMode,
+				},
+				ParentPath: o.ParentPath, LeaveRunning: !o.Exit,
+			})
 		})
-		if err == nil && temporary {
-			err = os.RemoveAll(work)
-		}
-		return err
 	})
 	if err != nil {
 		return fmt.Errorf("checkpoint container %q: %w", c.id.Container, err)
@@ -50,24 +43,70 @@ func (c *Container) Checkpoint(ctx context.Context, cfg task.CheckpointConfig) e
 	return nil
 }
 
-// restore makes the init process from the checkpoint. It runs when the
-// runtime returns.
-func (c *Container) restore(ctx context.Context) error {
-	stdin, stdout, stderr := c.init.streams.RuntimeFiles()
-	work := c.options.CriuWorkPath
+// maxCRIULog bounds the copy of a log.
+const maxCRIULog = 8 << 20
+
+// withCRIU gives CRIU a directory for its work. After a failure its log,
+// "dump" or "restore", is in the bundle, and the error says so.
+func (c *Container) withCRIU(work, kind string, fn func(work string) error) error {
 	if work == "" {
 		work = filepath.Join(c.bundle, "work", "criu-work")
+		defer func() {
+			if err := os.RemoveAll(work); err != nil {
+				c.log.Warn("remove the work of CRIU", "error", err)
+			}
+		}()
 	}
 	if err := os.MkdirAll(work, 0o711); err != nil {
 		return err
 	}
-	pid, err := c.runtime.Restore(ctx, ociruntime.RestoreArgs{
-		ID: c.id.Container, CRIU: ociruntime.CRIU{ImagePath: c.checkpoint, WorkPath: work},
-		Bundle: c.bundle, PidFile: c.init.pidPath(), ConsoleSocket: c.init.streams.ConsoleSocket(),
-		NoPivot: c.options.NoPivotRoot, Stdin: stdin, Stdout: stdout, Stderr: stderr,
-	})
+	// An old one would be taken for that of this call.
+	if err := remove(filepath.Join(work, kind+".log")); err != nil {
+		return err
+	}
+	err := fn(work)
+	if err == nil {
+		return nil
+	}
+	kept := filepath.Join(c.bundle, "criu-"+kind+".log")
+	if cerr := copyLog(filepath.Join(work, kind+".log"), kept); cerr == nil {
+		return fmt.Errorf("%w (log: %s)", err, kept)
+	} else if !errors.Is(cerr, os.ErrNotExist) {
+		c.log.Warn("keep the log of CRIU", "error", cerr)
+	}
+	return err
+}
+
+func copyLog(from, to string) error {
+	f, err := os.Open(from)
 	if err != nil {
 		return err
 	}
-	return c.begin(ctx, pid)
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxCRIULog))
+	if err != nil {
+		return err
+	}
+	return replaceFile(to, data)
+}
+
+// restore makes the init process from the checkpoint. It runs when the
+// runtime returns. A failure leaves nothing but the container as it was.
+func (c *Container) restore(ctx context.Context) error {
+	stdin, stdout, stderr := c.init.streams.RuntimeFiles()
+	err := c.withCRIU(c.options.CriuWorkPath, "restore", func(work string) error {
+		pid, err := c.runtime.Restore(ctx, ociruntime.RestoreArgs{
+			ID: c.id.Container, CRIU: ociruntime.CRIU{ImagePath: c.checkpoint, WorkPath: work},
+			Bundle: c.bundle, PidFile: c.init.pidPath(), ConsoleSocket: c.init.streams.ConsoleSocket(),
+			NoPivot: c.options.NoPivotRoot, Stdin: stdin, Stdout: stdout, Stderr: stderr,
+		})
+		if err != nil {
+			return err
+		}
+		return c.begin(ctx, pid)
+	})
+	if err != nil {
+		err = errors.Join(err, c.undoCreate(ctx))
+	}
+	return err
 }

@@ -212,6 +212,7 @@ func (c *Container) undoCreate(ctx context.Context) error {
 	defer release()
 	c.mu.Lock()
 	watch := c.init.watch
+	c.init.watch, c.init.pid, c.init.startTime = nil, 0, 0
 	c.mu.Unlock()
 	if watch != nil {
 		watch.Forget()

@@ -51,6 +51,7 @@ type CheckpointOptions struct {
 	Terminal            bool
 	FileLocks           bool
 	EmptyNamespaces     []string
+	CgroupsMode         string
 	ImagePath           string
 	WorkPath            string
 	ParentPath          string

@@ -117,9 +117,9 @@ func (r *Runtime) Restore(ctx context.Context, a RestoreArgs) (int, error) {
 // maxCRIULog is how much of CRIU's log is searched.
 const maxCRIULog = 8 << 20
 
-// withCRIULog adds the first error of CRIU's log to a failure: the runtime
-// only says that CRIU failed. A log that was not touched since begin is of an
-// earlier call.
+// withCRIULog adds what CRIU's log says to a failure: the runtime only says
+// that CRIU failed. A log that was not touched since begin is of an earlier
+// call.
 func withCRIULog(err error, c CRIU, name string, begin time.Time) error {
 	var failed *task.RuntimeError
 	if !errors.As(err, &failed) {
@@ -129,14 +129,19 @@ func withCRIULog(err error, c CRIU, name string, begin time.Time) error {
 	if dir == "" {
 		dir = c.ImagePath
 	}
-	path := filepath.Join(dir, name)
-	if line := firstCRIUError(path, begin); line != "" {
-		failed.Message += "; CRIU: " + line + " (log: " + path + ")"
+	if text := criuErrors(filepath.Join(dir, name), begin); text != "" {
+		failed.Message += "; CRIU: " + text
 	}
 	return err
 }
 
-func firstCRIUError(path string, begin time.Time) string {
+// maxCRIUErrors is how many errors are quoted: the first is the cause, what
+// follows says where it led.
+const maxCRIUErrors = 3
+
+// criuErrors returns the first errors of a log, or its last line where it has
+// none.
+func criuErrors(path string, begin time.Time) string {
 	f, err := openLog(path, os.O_RDONLY)
 	if err != nil {
 		return ""
@@ -146,11 +151,22 @@ func firstCRIUError(path string, begin time.Time) string {
 	if info, err := f.Stat(); err != nil || info.ModTime().Before(begin.Add(-time.Second)) {
 		return ""
 	}
+	var found []string
+	last := ""
 	lines := bufio.NewScanner(io.LimitReader(f, maxCRIULog))
 	for lines.Scan() {
 		if _, text, ok := strings.Cut(lines.Text(), "Error "); ok {
-			return shorten("Error " + text)
+			found = append(found, "Error "+text)
+		}
+		if len(found) == maxCRIUErrors {
+			break
+		}
+		if text := strings.TrimSpace(lines.Text()); text != "" {
+			last = text
 		}
 	}
-	return ""
+	if len(found) == 0 {
+		return shorten(last)
+	}
+	return shorten(strings.Join(found, "; "))
 }

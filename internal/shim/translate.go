@@ -98,7 +98,7 @@ func decodeCheckpointOptions(a task.Any) (container.CheckpointOptions, error) {
 	}
 	return container.CheckpointOptions{
 		Exit: o.Exit, OpenTCP: o.OpenTcp, ExternalUnixSockets: o.ExternalUnixSockets, Terminal: o.Terminal,
-		FileLocks: o.FileLocks, EmptyNamespaces: o.EmptyNamespaces,
+		FileLocks: o.FileLocks, EmptyNamespaces: o.EmptyNamespaces, CgroupsMode: o.CgroupsMode,
 		ImagePath: o.ImagePath, WorkPath: o.WorkPath, ParentPath: o.ParentPath,
 	}, nil
 }

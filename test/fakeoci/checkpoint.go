@@ -12,9 +12,10 @@ import (
 // imageFile is all that a checkpoint consists of.
 const imageFile = "fakeoci-checkpoint.json"
 
-func criuFlags(flags *flag.FlagSet, imagePath *string) {
+func criuFlags(flags *flag.FlagSet, imagePath, workPath *string) {
 	flags.StringVar(imagePath, "image-path", "", "")
-	for _, name := range []string{"work-path", "parent-path", "manage-cgroups-mode"} {
+	flags.StringVar(workPath, "work-path", "", "")
+	for _, name := range []string{"parent-path", "manage-cgroups-mode"} {
 		flags.String(name, "", "")
 	}
 	for _, name := range []string{"tcp-established", "ext-unix-sk", "shell-job", "file-locks"} {
@@ -23,16 +24,27 @@ func criuFlags(flags *flag.FlagSet, imagePath *string) {
 	flags.Func("empty-ns", "", func(string) error { return nil })
 }
 
+// writeLog leaves a log as CRIU does.
+func writeLog(work, name string) error {
+	if work == "" {
+		return nil
+	}
+	return os.WriteFile(filepath.Join(work, name), []byte("(00.000001) Error (fakeoci): as ordered\n"), 0o600)
+}
+
 func checkpoint(r *runtime, args []string) error {
-	var image string
+	var image, work string
 	flags := newFlags(r.op)
-	criuFlags(flags, &image)
+	criuFlags(flags, &image, &work)
 	leave := flags.Bool("leave-running", false, "")
 	preDump := flags.Bool("pre-dump", false, "")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	if err := r.onlyID(flags.Args()); err != nil {
+		return err
+	}
+	if err := writeLog(work, "dump.log"); err != nil {
 		return err
 	}
 	return r.do(func() error {
@@ -60,6 +72,9 @@ func checkpoint(r *runtime, args []string) error {
 func restore(r *runtime, args []string) error {
 	f, err := r.spawnFlags(args)
 	if err != nil {
+		return err
+	}
+	if err := writeLog(f.workPath, "restore.log"); err != nil {
 		return err
 	}
 	return r.do(func() error {

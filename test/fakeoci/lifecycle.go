@@ -18,7 +18,7 @@ import (
 
 // spawnFlags are shared by create, exec and restore.
 type spawnFlags struct {
-	bundle, pidFile, consoleSocket, process, imagePath string
+	bundle, pidFile, consoleSocket, process, imagePath, workPath string
 }
 
 func (r *runtime) spawnFlags(args []string) (spawnFlags, error) {
@@ -34,7 +34,7 @@ func (r *runtime) spawnFlags(args []string) (spawnFlags, error) {
 	case "restore":
 		flags.Bool("detach", false, "")
 		flags.Bool("no-subreaper", false, "")
-		criuFlags(flags, &f.imagePath)
+		criuFlags(flags, &f.imagePath, &f.workPath)
 		fallthrough
 	default:
 		flags.StringVar(&f.bundle, "bundle", ".", "")
