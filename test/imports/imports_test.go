@@ -22,6 +22,9 @@ const module = "github.com/berthd/berth/"
 var allowed = map[string][]string{
 	"task": {},
 
+	// Of use without the rest too.
+	"speccheck": {},
+
 	// One thing each, on the vocabulary alone.
 	"internal/bundle":     {"task"},
 	"internal/cgroup":     {"task"},
