@@ -24,6 +24,8 @@ type Binaries struct {
 var (
 	makeBuild = sync.OnceValue(func() error { return runMake("build") })
 	makePeers = sync.OnceValue(func() error { return runMake("peers") })
+	// makeBuildKit takes minutes on a new machine.
+	makeBuildKit = sync.OnceValue(func() error { return runMake("peers-buildkit") })
 )
 
 func runMake(target string) error {
@@ -85,6 +87,21 @@ func programs(kind Kind) (*Binaries, error) {
 		}
 	}
 	return b, nil
+}
+
+// BuildKit returns the paths of buildkitd and buildctl, which are built on
+// first use.
+func BuildKit(tb testing.TB) (daemon, client string) {
+	tb.Helper()
+	if err := makeBuildKit(); err != nil {
+		tb.Fatal(err)
+	}
+	root, err := sourceRoot()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	peers := filepath.Join(root, "out", "peers", "bin")
+	return filepath.Join(peers, "buildkitd"), filepath.Join(peers, "buildctl")
 }
 
 // Shim returns the path of Berth's shim, for a test that puts it under another

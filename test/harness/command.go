@@ -16,7 +16,7 @@ import (
 )
 
 // commandLimit bounds each client program.
-const commandLimit = 2 * time.Minute
+const commandLimit = 5 * time.Minute
 
 // Result is what a client program did.
 type Result struct {
