@@ -55,6 +55,9 @@ func TestHelp(t *testing.T) {
 	app := &App{}
 	var verbs [][]string
 	for _, c := range app.root().Commands {
+		if c.Hidden {
+			continue // an OCI runtime calls it
+		}
 		verbs = append(verbs, []string{c.Name})
 		for _, sub := range c.Commands {
 			verbs = append(verbs, []string{c.Name, sub.Name})
@@ -85,25 +88,48 @@ func TestHelp(t *testing.T) {
 	}
 }
 
-// TestCtrFlags has the flags of containerd's own tool under its names.
+// TestCtrFlags has every option of containerd's own tool under its name, of its
+// kind, and those that docker's users type.
 func TestCtrFlags(t *testing.T) {
 	app := &App{}
-	have := map[string]bool{}
+	have := map[string]string{}
 	for _, f := range app.runCommand().Flags {
+		kind := "value"
+		switch f.(type) {
+		case *cli.BoolFlag:
+			kind = "bool"
+		case *cli.StringSliceFlag:
+			kind = "list"
+		}
 		for _, name := range f.Names() {
-			have[name] = true
+			have[name] = kind
 		}
 	}
-	for _, name := range []string{
-		"rm", "detach", "null-io", "log-uri", "fifo-dir", "cgroup", "platform", "dump-config",
-		"privileged-without-host-devices", "cpus", "cpu-shares", "cpuset-cpus", "cpuset-mems", "rlimit-nofile",
-		"runtime", "runtime-config-path", "runc-binary", "runc-root", "runc-systemd-cgroup", "snapshotter",
-		"snapshotter-label", "config", "cwd", "env", "env-file", "label", "annotation", "mount", "net-host",
-		"privileged", "read-only", "tty", "with-ns", "pid-file", "allow-new-privs", "memory-limit", "cap-add",
-		"cap-drop", "seccomp", "seccomp-profile", "apparmor-profile", "rdt-class", "hostname", "user", "rootfs",
-		"no-pivot", "cpu-quota", "cpu-period", "rootfs-propagation", "device",
-	} {
-		if !have[name] {
+	data, err := os.ReadFile("testdata/ctr-run-flags.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for line := range strings.Lines(string(data)) {
+		f := strings.Fields(line)
+		if line[0] == '#' {
+			continue
+		}
+		n++
+		// One file of variables there, any number here.
+		if kind := have[f[0]]; kind != f[1] && f[0] != "env-file" {
+			t.Errorf("--%s is %q, want %s", f[0], kind, f[1])
+		}
+		if len(f) > 2 && have[f[2]] == "" {
+			t.Errorf("--%s is not also -%s", f[0], f[2])
+		}
+	}
+	if n != 60 {
+		t.Errorf("the table has %d options, want 60", n)
+	}
+	for _, name := range strings.Fields(`i t e v w u p d name net network dns add-host memory pids-limit ulimit shm-size
+		tmpfs entrypoint restart stop-signal stop-timeout init read-only security-opt cidfile volatile`) {
+		if have[name] == "" {
 			t.Errorf("run has no --%s", name)
 		}
 	}
@@ -115,21 +141,55 @@ func TestUsageErrors(t *testing.T) {
 		code int
 		want string
 	}{
-		"no daemon":      {[]string{"--address", "/no/such.sock", "ps"}, 1, "nothing listens there"},
-		"run, no daemon": {[]string{"--address", "/no/such.sock", "run", "x"}, 125, "nothing listens there"},
-		"flag":           {[]string{"ps", "--nosuch"}, 1, "-nosuch"},
-		"flag of run":    {[]string{"run", "--memory"}, 125, "memory"},
-		"verb":           {[]string{"nosuch"}, 1, "nosuch"},
-		"bad volume":     {[]string{"run", "-v", "x", "image"}, 125, "/host/path:/container/path"},
-		"bad pull":       {[]string{"run", "--pull", "often", "image"}, 125, "always, missing or never"},
-		"bad network":    {[]string{"run", "--network", "bridge", "image"}, 125, "none or host"},
-		"bad opt":        {[]string{"run", "--security-opt", "x=y", "image"}, 125, "no-new-privileges"},
-		"detached stdin": {[]string{"run", "-d", "-i", "image"}, 125, "--detach excludes --interactive"},
-		"bad uri":        {[]string{"run", "--log-uri", "x", "image"}, 125, "file:///"},
-		"two parents":    {[]string{"run", "--cgroup", "a", "--cgroup-parent", "b", "image"}, 125, "--cgroup-parent"},
-		"tail":           {[]string{"logs", "--tail", "few", "x"}, 1, "few"},
-		"empty command":  {[]string{"exec", "x"}, 125, "a command is missing"},
-		"password":       {[]string{"pull", "--user", "me", "x"}, 1, "password"},
+		"no daemon":       {[]string{"--address", "/no/such.sock", "ps"}, 1, "nothing listens there"},
+		"run, no daemon":  {[]string{"--address", "/no/such.sock", "run", "x"}, 125, "nothing listens there"},
+		"flag":            {[]string{"ps", "--nosuch"}, 1, "-nosuch"},
+		"flag of run":     {[]string{"run", "--memory"}, 125, "memory"},
+		"verb":            {[]string{"nosuch"}, 1, "nosuch"},
+		"bad volume":      {[]string{"run", "-v", "x", "image"}, 125, "/host/path:/container/path"},
+		"bad pull":        {[]string{"run", "--pull", "often", "image"}, 125, "always, missing or never"},
+		"bad network":     {[]string{"run", "--network", "bridge", "image"}, 125, "none, host, cni"},
+		"bad opt":         {[]string{"run", "--security-opt", "x=y", "image"}, 125, "no-new-privileges"},
+		"detached stdin":  {[]string{"run", "-d", "-i", "image"}, 125, "--detach excludes --interactive"},
+		"bad uri":         {[]string{"run", "--log-uri", "x", "image"}, 125, "file:///"},
+		"two parents":     {[]string{"run", "--cgroup", "a", "--cgroup-parent", "b", "image"}, 125, "--cgroup-parent"},
+		"cpus and quota":  {[]string{"run", "--cpus", "1", "--cpu-quota", "5", "image"}, 125, "--cpus excludes --cpu-quota"},
+		"cpus and period": {[]string{"run", "--cpus", "1", "--cpu-period", "5", "image"}, 125, "--cpu-period"},
+		"no filter":       {[]string{"run", "--seccomp=false", "--seccomp-profile", "/f", "image"}, 125, "--seccomp-profile"},
+		"two profiles":    {[]string{"run", "--apparmor-profile", "a", "--apparmor-default-profile", "b", "image"}, 125, "exclude each other"},
+		"no privileges":   {[]string{"run", "--privileged-without-host-devices", "image"}, 125, "--privileged"},
+		"runc's options":  {[]string{"run", "--runtime", "io.containerd.kata.v2", "--runc-binary", "x", "image"}, 125, "--runc-binary"},
+		"two options":     {[]string{"run", "--runtime", "io.containerd.runc.v2", "--runtime-config-path", "/f", "--no-pivot", "image"}, 125, "--no-pivot"},
+		"config of runc":  {[]string{"run", "--runtime-config-path", "/f", "image"}, 125, "--runtime"},
+		"systemd cgroup":  {[]string{"run", "--runc-systemd-cgroup", "image"}, 125, "--cgroup"},
+		"one id map":      {[]string{"run", "--uidmap", "0:1:1", "image"}, 125, "--gidmap"},
+		"bad id map":      {[]string{"run", "--uidmap", "0:4294967295:1", "--gidmap", "0:1:1", "image"}, 125, "0:100000:65536"},
+		"no root":         {[]string{"run", "--uidmap", "1:1:1", "--gidmap", "0:1:1", "image"}, 125, "id 0 is not mapped"},
+		"labels":          {[]string{"run", "--remap-labels", "image"}, 125, "--uidmap"},
+		"idmap":           {[]string{"run", "--mount", "type=bind,src=/tmp,dst=/t,options=rbind:idmap", "image"}, 125, "idmap needs --uidmap"},
+		"bad namespace":   {[]string{"run", "--with-ns", "moon:/x", "image"}, 125, "moon:/x"},
+		"namespace twice": {[]string{"run", "--with-ns", "ipc:/x", "--with-ns", "ipc:/y", "image"}, 125, "two namespaces"},
+		"two networks":    {[]string{"run", "--net", "host", "--with-ns", "network:/x", "image"}, 125, "--with-ns"},
+		"networks":        {[]string{"run", "--net", "host", "--cni", "image"}, 125, "exclude each other"},
+		"ports of none":   {[]string{"run", "--net", "none", "-p", "1:1", "image"}, 125, "--network cni"},
+		"big port":        {[]string{"run", "-p", "65536:1", "image"}, 125, "65536"},
+		"big uid":         {[]string{"run", "-u", "4294967296", "image"}, 125, "4294967294"},
+		"last gid":        {[]string{"run", "-u", "0:4294967295", "image"}, 125, "4294967294"},
+		"big memory":      {[]string{"run", "-m", "9999999999999999999", "image"}, 125, "9999999999999999999"},
+		"capability":      {[]string{"run", "--cap-add", "FLY", "image"}, 125, "capabilities(7)"},
+		"bad gpu":         {[]string{"run", "--gpus", "-1", "image"}, 125, "its number"},
+		"bad restart":     {[]string{"run", "-d", "--restart", "on-failure:x", "image"}, 125, "on-failure[:COUNT]"},
+		"restart here":    {[]string{"run", "--restart", "always", "image"}, 125, "--detach"},
+		"volatile":        {[]string{"run", "--volatile", "image"}, 125, "--rm"},
+		"bad host":        {[]string{"run", "--add-host", "x", "image"}, 125, "NAME:IP"},
+		"bad dns":         {[]string{"run", "--dns", "x", "image"}, 125, "IP address"},
+		"block io":        {[]string{"run", "--blockio-config-file", "/f", "image"}, 125, "--blockio-class"},
+		"hostname":        {[]string{"run", "--uts", "host", "--hostname", "x", "image"}, 125, "UTS namespace"},
+		"workdir":         {[]string{"run", "-w", "x", "image"}, 125, "absolute path"},
+		"propagation":     {[]string{"run", "--rootfs-propagation", "x", "image"}, 125, "private, slave"},
+		"tail":            {[]string{"logs", "--tail", "few", "x"}, 1, "few"},
+		"empty command":   {[]string{"exec", "x"}, 125, "a command is missing"},
+		"password":        {[]string{"pull", "--user", "me", "x"}, 1, "password"},
 	} {
 		code, out, stderr := run(t, test.args...)
 		if code != test.code || out != "" || strings.Count(stderr, "\n") != 1 || !strings.HasPrefix(stderr, "berth: ") || !strings.Contains(stderr, test.want) {

@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"os"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/defaults"
@@ -43,7 +45,7 @@ func (s *session) createContainer(ctx context.Context, p *plan) (_ *made, err er
 
 	m := &made{Container: containers.Container{
 		ID: p.spec.ID, Labels: map[string]string{},
-		Runtime: containers.RuntimeInfo{Options: p.runtimeOptions},
+		Runtime: containers.RuntimeInfo{Options: p.runtimeOptions}, SandboxID: p.sandbox,
 	}}
 	var image *imageInfo
 	if p.image != "" {
@@ -54,6 +56,14 @@ func (s *session) createContainer(ctx context.Context, p *plan) (_ *made, err er
 	}
 	if m.Runtime.Name, m.Snapshotter, err = defaultsOf(); err != nil {
 		return nil, err
+	}
+	if !takesRuncOptions(m.Runtime.Name) && p.runtime == "" && p.runtimeOptions != nil {
+		return nil, usageError("runtime %q, the namespace's default: it takes none of runc's options (give --runtime)", m.Runtime.Name)
+	}
+	if p.restart.Policy != "" && p.restart.Policy != "no" {
+		if err := s.checkMonitor(ctx, p.restart); err != nil {
+			return nil, err
+		}
 	}
 	undo := func() {}
 	defer func() {
@@ -66,7 +76,7 @@ func (s *session) createContainer(ctx context.Context, p *plan) (_ *made, err er
 		if err != nil {
 			return nil, err
 		}
-		if m.rootfs, err = s.prepare(leased, m.ID, m.Snapshotter, image, p.snapshotterLabels); err != nil {
+		if m.rootfs, err = s.prepare(leased, m, p, image); err != nil {
 			return nil, err
 		}
 		m.SnapshotKey = m.ID
@@ -74,8 +84,21 @@ func (s *session) createContainer(ctx context.Context, p *plan) (_ *made, err er
 	} else {
 		m.Snapshotter = ""
 	}
+	if m.record.Files, err = s.makeFiles(ctx, p); err != nil {
+		return nil, err
+	}
+	if dir := m.record.Files; dir != "" {
+		before := undo
+		undo = func() {
+			_ = os.RemoveAll(dir)
+			before()
+		}
+	}
 	spec, err := s.specFor(ctx, p, image, m.rootfs)
 	if err != nil {
+		return nil, err
+	}
+	if err := s.addHooks(p, m, spec); err != nil {
 		return nil, err
 	}
 	if err := m.describe(p, image, spec); err != nil {
@@ -129,19 +152,50 @@ func (s *session) imageFor(ctx context.Context, p *plan) (*imageInfo, error) {
 
 // prepare makes the snapshot of a container over an image's layers, and
 // unpacks them first where that is not done.
-func (s *session) prepare(ctx context.Context, id, snapshotter string, image *imageInfo, extra map[string]string) ([]mount.Mount, error) {
-	sn := s.client.SnapshotService(snapshotter)
+func (s *session) prepare(ctx context.Context, m *made, p *plan, image *imageInfo) ([]mount.Mount, error) {
+	id := m.ID
+	sn := s.client.SnapshotService(m.Snapshotter)
+	extra := maps.Clone(p.snapshotterLabels)
+	copied := len(p.spec.Isolation.UIDMaps) > 0
+	if p.remapLabels {
+		able, err := s.remaps(ctx, m.Snapshotter)
+		if err != nil {
+			return nil, err
+		}
+		if able {
+			copied = false
+			extra[snapshots.LabelSnapshotUIDMapping] = mapLabel(p.spec.Isolation.UIDMaps)
+			extra[snapshots.LabelSnapshotGIDMapping] = mapLabel(p.spec.Isolation.GIDMaps)
+		}
+	}
 	var opts []snapshots.Opt
 	if len(extra) > 0 {
 		opts = append(opts, snapshots.WithLabels(extra))
 	}
-	mounts, err := sn.Prepare(ctx, id, image.chainID, opts...)
+	prepare := func() ([]mount.Mount, error) {
+		parent := image.chainID
+		if copied {
+			var err error
+			if parent, err = remapped(ctx, sn, parent, &p.spec.Isolation); err != nil {
+				return nil, err
+			}
+		}
+		return sn.Prepare(ctx, id, parent, opts...)
+	}
+	mounts, err := prepare()
 	if errdefs.IsNotFound(err) {
 		unpack := containerd.NewImageWithPlatform(s.client, image.Image, image.matcher)
-		if err := unpack.Unpack(ctx, snapshotter); err != nil {
+		if err := unpack.Unpack(ctx, m.Snapshotter, containerd.WithUnpackApplyOpts(diff.WithSyncFs(p.syncFS))); err != nil {
 			return nil, fmt.Errorf("image %q: unpack: %w", image.Name, err)
 		}
-		mounts, err = sn.Prepare(ctx, id, image.chainID, opts...)
+		mounts, err = prepare()
+	}
+	if p.volatile && err == nil {
+		for i := range mounts {
+			if mounts[i].Type == "overlay" {
+				mounts[i].Options = append(mounts[i].Options, "volatile")
+			}
+		}
 	}
 	switch {
 	case errdefs.IsAlreadyExists(err):
@@ -181,12 +235,16 @@ func (m *made) describe(p *plan, image *imageInfo, spec *specs.Spec) error {
 	}
 	maps.Copy(m.Labels, p.labels)
 	m.Labels[containerd.StopSignalLabel] = stop
+	p.restartLabels(m.Labels)
 	value, err := json.Marshal(spec)
 	if err != nil {
 		return fmt.Errorf("specification: %w", err)
 	}
 	m.Spec = &anypb.Any{TypeUrl: specType, Value: value}
-	m.record = record{Log: p.log, Detached: p.detached, Terminal: spec.Process.Terminal, StopTimeout: p.stopTimeout}
+	m.record = record{
+		Log: p.log, Detached: p.detached, Terminal: spec.Process.Terminal, StopTimeout: p.stopTimeout,
+		Network: p.net.mode, NetworkOf: p.net.of, Files: m.record.Files,
+	}
 	return m.record.put(&m.Container)
 }
 

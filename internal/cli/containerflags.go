@@ -49,6 +49,7 @@ func processFlags() []cli.Flag {
 		list("group-add", "further `GROUP` of the process"),
 		str("entrypoint", "`PROGRAM` instead of the image's entrypoint"),
 		yes("tty", "give the process a terminal", "t"),
+		yes("init", "let a small init (tini) start the command, forward signals and reap"),
 		list("ulimit", "`NAME=SOFT[:HARD]`, e.g. nofile=1024:4096"),
 		str("rlimit-nofile", "limit of open files, `SOFT[:HARD]`"),
 		&cli.IntFlag{Name: "oom-score-adj", Usage: "the kernel's preference to kill, `N` from -1000 to 1000"},
@@ -60,7 +61,7 @@ func processFlags() []cli.Flag {
 func identityFlags() []cli.Flag {
 	return []cli.Flag{
 		str("name", "`NAME` of the container (default: 12 random digits)"),
-		list("label", "`KEY=VALUE` to find the container by", "l"),
+		list("label", "`KEY=VALUE` to find the container by; the OCI runtime gets it too", "l"),
 		list("annotation", "`KEY=VALUE` for the OCI runtime"),
 		str("cidfile", "write the container's name to a `FILE`"),
 		str("pid-file", "write the process id to a `FILE`"),
@@ -70,6 +71,9 @@ func identityFlags() []cli.Flag {
 		list("snapshotter-label", "`KEY=VALUE` on the snapshot"),
 		str("config", "use the OCI specification in a `FILE`; no image is named then", "c"),
 		str("dump-config", "write the OCI specification to a `FILE`"),
+		str("sandbox", "put the container into a sandbox by its `ID`"),
+		yes("sync-fs", "write the unpacked image to the disk before it is used"),
+		str("restart", "start it again when it ends: `POLICY` is no, always, unless-stopped or on-failure[:COUNT]"),
 	}
 }
 
@@ -78,19 +82,30 @@ func fileFlags() []cli.Flag {
 		list("volume", "`SOURCE:TARGET[:ro]` shows a path of the host", "v"),
 		list("mount", "`type=bind,src=/a,dst=/b[,readonly]`, type tmpfs too"),
 		list("tmpfs", "a file system in memory at `TARGET[:OPTIONS]`"),
-		list("device", "show a device: `HOST[:CONTAINER[:rwm]]`"),
+		list("device", "show a device: `HOST[:CONTAINER[:rwm]]`, or a CDI name"),
+		list("gpus", "show a GPU through the host's CDI files: its `NUMBER`, or all"),
 		str("shm-size", "size of /dev/shm in `BYTES`, or 64m, 1g"),
 		yes("read-only", "make the root file system read-only"),
 		yes("rootfs", "the first argument is a directory, not an image"),
 		str("rootfs-propagation", "`MODE` of the root mount (private, slave, shared)"),
+		yes("volatile", "never write the root file system to the disk; needs --rm"),
 	}
 }
 
 func isolationFlags() []cli.Flag {
 	return []cli.Flag{
 		str("hostname", "`NAME` of the host in the container"),
-		str("network", "`none` (loopback only, the default) or host", "net"),
+		str("network", "`none` (loopback only, the default), host, cni or container:NAME", "net"),
 		yes("net-host", "use the host's network (as --network host)"),
+		yes("cni", "use the host's CNI network (as --network cni)"),
+		list("publish", "lead a port into the container: `[IP:]HOST:CONTAINER[/PROTOCOL]`", "p"),
+		list("dns", "ask the name server at an `IP`"),
+		list("dns-search", "complete names with a `DOMAIN`"),
+		list("dns-option", "an `OPTION` of resolv.conf, e.g. ndots:1"),
+		list("add-host", "`NAME:IP` in /etc/hosts"),
+		list("uidmap", "map user ids: `CONTAINER:HOST:SIZE`; needs --gidmap"),
+		list("gidmap", "map group ids: `CONTAINER:HOST:SIZE`; needs --uidmap"),
+		yes("remap-labels", "let the snapshotter map the owners of files, without a copy"),
 		str("pid", "`host` uses the host's processes"),
 		str("ipc", "`host` uses the host's shared memory and queues"),
 		str("uts", "`host` uses the host's name"),
@@ -111,6 +126,7 @@ func securityFlags() []cli.Flag {
 		&cli.BoolFlag{Name: "seccomp", Value: true, Usage: "filter system calls; --seccomp=false lifts it"},
 		str("seccomp-profile", "a `FILE` instead of the default filter"),
 		str("apparmor-profile", "run under a loaded AppArmor `PROFILE`"),
+		str("apparmor-default-profile", "load the default AppArmor profile under a `NAME` and run under it"),
 	}
 }
 
@@ -127,6 +143,8 @@ func limitFlags() []cli.Flag {
 		str("cpuset-mems", "use memory `NODES` like 0,1"),
 		&cli.Int64Flag{Name: "pids-limit", Usage: "most processes, `N` (-1: no limit)"},
 		str("rdt-class", "`CLASS` of service for cache and memory bandwidth"),
+		str("blockio-class", "`CLASS` of block I/O; needs --blockio-config-file"),
+		str("blockio-config-file", "`FILE` with the classes of block I/O"),
 	}
 }
 

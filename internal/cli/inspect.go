@@ -75,6 +75,7 @@ type containerDetail struct {
 	SandboxID   string          `json:"sandboxId,omitempty"`
 	StopTimeout *int            `json:"stopTimeout,omitempty"`
 	Streams     *streamDetail   `json:"streams,omitempty"`
+	Network     *networkDetail  `json:"network,omitempty"`
 	Spec        json.RawMessage `json:"spec,omitempty"`
 }
 
@@ -99,7 +100,7 @@ func (s *session) inspectContainer(ctx context.Context, c *containers.Container)
 	}
 	d := &containerDetail{
 		containerRow: describeContainer(c, p), Updated: c.UpdatedAt, Snapshotter: c.Snapshotter,
-		SnapshotKey: c.SnapshotKey, SandboxID: c.SandboxID, StopTimeout: rec.StopTimeout,
+		SnapshotKey: c.SnapshotKey, SandboxID: c.SandboxID, StopTimeout: rec.StopTimeout, Network: networkOfRecord(&rec),
 	}
 	if p != nil {
 		d.Streams = &streamDetail{Terminal: p.Terminal, Stdin: p.Stdin, Stdout: p.Stdout, Stderr: p.Stderr}

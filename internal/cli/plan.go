@@ -2,11 +2,15 @@ package cli
 
 import (
 	"crypto/rand"
+	"debug/elf"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
+	"os/exec"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	runcoptions "github.com/containerd/containerd/api/types/runc/options"
@@ -38,6 +42,13 @@ type plan struct {
 	// log is the file that gets the output of a container in the background.
 	log      string
 	detached bool
+
+	net                 netPlan
+	sandbox             string
+	syncFS, remapLabels bool
+	// volatile: nothing of the root file system is ever synced to the disk.
+	volatile bool
+	restart  runspec.Restart
 }
 
 // maxStopTimeout, in seconds, is a year: more cannot be meant.
@@ -80,12 +91,13 @@ func newPlan(cmd *cli.Command) (*plan, error) {
 	}
 	for _, read := range []func(*cli.Command) error{
 		p.readProcess, p.readIdentity, p.readFiles, p.readIsolation, p.readSecurity, p.readLimits, p.readRuntime,
+		p.readNetwork,
 	} {
 		if err := read(cmd); err != nil {
 			return nil, err
 		}
 	}
-	return p, nil
+	return p, p.spec.Check()
 }
 
 // newID is a name that nobody gave: 12 hex digits.
@@ -104,6 +116,12 @@ func (p *plan) readProcess(cmd *cli.Command) error {
 	proc.Cwd, proc.User, proc.Groups = cmd.String("workdir"), cmd.String("user"), cmd.StringSlice("group-add")
 	proc.Entrypoint, proc.SetEntrypoint = cmd.String("entrypoint"), cmd.IsSet("entrypoint")
 	proc.Terminal = cmd.Bool("tty")
+	if cmd.Bool("init") {
+		var err error
+		if proc.Init, err = findInit(); err != nil {
+			return err
+		}
+	}
 	for _, s := range cmd.StringSlice("ulimit") {
 		r, err := runspec.ParseUlimit(s)
 		if err != nil {
@@ -161,8 +179,17 @@ func (p *plan) readIdentity(cmd *cli.Command) (err error) {
 	if p.labels, err = runspec.ParseLabels(cmd.StringSlice("label"), ""); err != nil {
 		return err
 	}
-	if p.spec.Annotations, err = runspec.ParseLabels(cmd.StringSlice("annotation"), ""); err != nil {
+	annotations, err := runspec.ParseLabels(cmd.StringSlice("annotation"), "")
+	if err != nil {
 		return err
+	}
+	p.spec.Annotations = maps.Clone(p.labels)
+	maps.Copy(p.spec.Annotations, annotations)
+	p.sandbox, p.syncFS, p.remapLabels = cmd.String("sandbox"), cmd.Bool("sync-fs"), cmd.Bool("remap-labels")
+	if s := cmd.String("restart"); s != "" {
+		if p.restart, err = runspec.ParseRestart(s); err != nil {
+			return err
+		}
 	}
 	if p.snapshotterLabels, err = runspec.ParseLabels(cmd.StringSlice("snapshotter-label"), "true"); err != nil {
 		return err
@@ -187,7 +214,19 @@ func (p *plan) readFiles(cmd *cli.Command) error {
 			p.spec.Mounts = append(p.spec.Mounts, m)
 		}
 	}
+	p.volatile = cmd.Bool("volatile")
+	for _, s := range cmd.StringSlice("gpus") {
+		n, err := runspec.ParseGPU(s)
+		if err != nil {
+			return err
+		}
+		p.spec.GPUs = append(p.spec.GPUs, n)
+	}
 	for _, s := range cmd.StringSlice("device") {
+		if runspec.IsCDI(s) {
+			p.spec.CDI = append(p.spec.CDI, s)
+			continue
+		}
 		d, err := runspec.ParseDevice(s)
 		if err != nil {
 			return err
@@ -208,15 +247,15 @@ func (p *plan) readFiles(cmd *cli.Command) error {
 func (p *plan) readIsolation(cmd *cli.Command) error {
 	iso := &p.spec.Isolation
 	iso.Hostname = cmd.String("hostname")
-	switch n := cmd.String("network"); n {
-	case "", "none":
-	case "host":
-		iso.HostNetwork = true
-	default:
-		return usageError("--network %q: use none or host", n)
+	var err error
+	if iso.UIDMaps, err = runspec.ParseIDMaps(cmd.StringSlice("uidmap")); err != nil {
+		return err
 	}
-	if cmd.Bool("net-host") {
-		iso.HostNetwork = true
+	if iso.GIDMaps, err = runspec.ParseIDMaps(cmd.StringSlice("gidmap")); err != nil {
+		return err
+	}
+	if p.remapLabels && len(iso.UIDMaps) == 0 {
+		return usageError("--remap-labels needs --uidmap and --gidmap")
 	}
 	for flag, shared := range map[string]*bool{"pid": &iso.HostPID, "ipc": &iso.HostIPC, "uts": &iso.HostUTS} {
 		switch v := cmd.String(flag); v {
@@ -250,6 +289,7 @@ func (p *plan) readSecurity(cmd *cli.Command) error {
 	sec.CapAdd, sec.CapDrop = cmd.StringSlice("cap-add"), cmd.StringSlice("cap-drop")
 	sec.AllowNewPrivileges = cmd.Bool("allow-new-privs")
 	sec.AppArmor, sec.Seccomp = cmd.String("apparmor-profile"), cmd.String("seccomp-profile")
+	sec.AppArmorDefault = cmd.String("apparmor-default-profile")
 	if !cmd.Bool("seccomp") {
 		if sec.Seccomp != "" {
 			return usageError("--seccomp=false excludes --seccomp-profile")
@@ -314,13 +354,27 @@ func (p *plan) readLimits(cmd *cli.Command) error {
 	r.CPUQuota, r.CPUPeriod = cmd.Int64("cpu-quota"), cmd.Uint64("cpu-period")
 	r.CpusetCPUs, r.CpusetMems = cmd.String("cpuset-cpus"), cmd.String("cpuset-mems")
 	r.Pids, r.RDTClass = cmd.Int64("pids-limit"), cmd.String("rdt-class")
+	r.BlockIOClass, r.BlockIOConfig = cmd.String("blockio-class"), cmd.String("blockio-config-file")
 	return nil
 }
 
 // readRuntime makes the options of the runtime. They stay with the container,
 // so that a later start has them too.
 func (p *plan) readRuntime(cmd *cli.Command) error {
-	if file := cmd.String("runtime-config-path"); file != "" {
+	var given []string
+	for _, flag := range []string{"runc-binary", "runc-root", "runc-systemd-cgroup", "no-pivot"} {
+		if cmd.IsSet(flag) {
+			given = append(given, "--"+flag)
+		}
+	}
+	file := cmd.String("runtime-config-path")
+	if len(given) > 0 && (file != "" || !takesRuncOptions(p.runtime)) {
+		return usageError("%s: only runc's kind of runtime takes this (leave it out, or --runtime and --runtime-config-path)", strings.Join(given, ", "))
+	}
+	if file != "" {
+		if p.runtime == "" {
+			return usageError("--runtime-config-path needs --runtime: runc's kind has no such file")
+		}
 		return p.setRuntimeOptions(&runtimeoptions.Options{ConfigPath: file})
 	}
 	opts := &runcoptions.Options{
@@ -330,10 +384,46 @@ func (p *plan) readRuntime(cmd *cli.Command) error {
 	if opts.SystemdCgroup && !cmd.IsSet("cgroup") {
 		return errors.New("--runc-systemd-cgroup needs --cgroup slice:prefix:name")
 	}
-	if opts.BinaryName == "" && opts.Root == "" && !opts.SystemdCgroup && !opts.NoPivotRoot {
+	if iso := &p.spec.Isolation; len(iso.UIDMaps) > 0 {
+		// The streams are the mapped root's, so that it can open them again.
+		opts.IoUid, _ = runspec.HostID(iso.UIDMaps, 0)
+		opts.IoGid, _ = runspec.HostID(iso.GIDMaps, 0)
+	} else if len(given) == 0 {
 		return nil
 	}
 	return p.setRuntimeOptions(opts)
+}
+
+// takesRuncOptions says whether a runtime's options are those of runc's shims.
+func takesRuncOptions(runtime string) bool {
+	switch filepath.Base(runtime) {
+	case ".", "io.containerd.runc.v2", "io.containerd.berth.v2", "containerd-shim-runc-v2", "containerd-shim-berth-v2":
+		return true
+	}
+	return false
+}
+
+// findInit finds an init program of the host that runs in any container.
+func findInit() (string, error) {
+	for _, name := range []string{"tini-static", "docker-init", "tini", "catatonit"} {
+		file, err := exec.LookPath(name)
+		if err == nil {
+			if file, err = filepath.EvalSymlinks(file); err == nil && static(file) {
+				return file, nil
+			}
+		}
+	}
+	return "", errors.New("--init: no static tini-static, docker-init, tini or catatonit in the path (install the package tini)")
+}
+
+// static says that a program needs no loader and no library.
+func static(file string) bool {
+	f, err := elf.Open(file)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return !slices.ContainsFunc(f.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP })
 }
 
 func (p *plan) setRuntimeOptions(opts any) (err error) {

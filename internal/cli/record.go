@@ -28,6 +28,12 @@ type record struct {
 	Terminal bool `json:"terminal,omitempty"`
 	// StopTimeout is in seconds, nil for the default.
 	StopTimeout *int `json:"stopTimeout,omitempty"`
+	// Network is the mode: none, host, cni or container.
+	Network string `json:"network,omitempty"`
+	// NetworkOf is the container that it shares the network with.
+	NetworkOf string `json:"networkOf,omitempty"`
+	// Files is the directory of the container's files, empty for none.
+	Files string `json:"files,omitempty"`
 	// Exit is how the last run in the foreground ended; nil before.
 	Exit *exitRecord `json:"exit,omitempty"`
 }

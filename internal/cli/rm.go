@@ -71,7 +71,15 @@ func (a *App) each(ctx context.Context, cmd *cli.Command, kind string, fn func(c
 // every state, and what is gone already does not count; without force, a task
 // that lives is refused.
 func (s *session) remove(ctx context.Context, c *containers.Container, force bool) error {
+	if force {
+		if err := s.noRestart(ctx, c); err != nil {
+			return err
+		}
+	}
 	if err := s.removeTask(ctx, c.ID, force); err != nil {
+		return err
+	}
+	if err := s.releaseFiles(ctx, c, force); err != nil {
 		return err
 	}
 	if err := s.deleteRecord(ctx, c); err != nil {

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 
@@ -54,6 +55,12 @@ func (a *App) run(ctx context.Context, cmd *cli.Command) error {
 	if remove && st.detach {
 		return usageError("--rm and --detach exclude each other (remove it later: berth rm -f %s)", p.spec.ID)
 	}
+	switch {
+	case p.volatile && !remove:
+		return usageError("--volatile needs --rm: after a crash the file system cannot be used again")
+	case p.restart.Policy != "" && p.restart.Policy != "no" && !st.detach:
+		return usageError("--restart needs --detach: in the foreground the container ends with this command")
+	}
 	return a.with(ctx, cmd, func(ctx context.Context, s *session) error {
 		p.detached = st.detach
 		if st.keepsLog() {
@@ -101,7 +108,7 @@ func (s *session) runPlan(ctx context.Context, p *plan, st *streams, remove bool
 		return err
 	}
 	if remove {
-		err = s.deleteRecord(ctx, &m.Container)
+		err = errors.Join(s.releaseFiles(ctx, &m.Container, true), s.deleteRecord(ctx, &m.Container))
 	} else {
 		err = s.noteExit(ctx, m, status)
 	}

@@ -9,9 +9,11 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/mount"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/berthd/berth/internal/cli/runspec"
 )
@@ -88,4 +90,18 @@ func writeNew(name, text string) error {
 	}
 	_, err = f.WriteString(text)
 	return errors.Join(err, f.Close())
+}
+
+// storeSpec replaces the specification of a container that exists.
+func (s *session) storeSpec(ctx context.Context, m *made, spec *specs.Spec) error {
+	value, err := json.Marshal(spec)
+	if err != nil {
+		return fmt.Errorf("specification: %w", err)
+	}
+	m.Spec = &anypb.Any{TypeUrl: specType, Value: value}
+	update := containers.Container{ID: m.ID, Spec: m.Spec}
+	if _, err := s.client.ContainerService().Update(ctx, update, "spec"); err != nil {
+		return fmt.Errorf("container %q: update: %w", m.ID, err)
+	}
+	return nil
 }

@@ -28,6 +28,9 @@ func (a *App) createCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
+			if p.volatile {
+				return usageError("--volatile needs run --rm: after a crash the file system cannot be used again")
+			}
 			if p.pull == "" {
 				p.pull = "missing"
 			}
@@ -145,6 +148,12 @@ func (s *session) startable(ctx context.Context, id string, st *streams) (*made,
 		if errdefs.IsFailedPrecondition(err) {
 			return nil, say(errdefs.ErrAlreadyExists, "container %q: it runs already", id)
 		}
+		return nil, err
+	}
+	if err := s.allowRestart(ctx, &c); err != nil {
+		return nil, err
+	}
+	if err := s.rejoinNetwork(ctx, m); err != nil {
 		return nil, err
 	}
 	if c.SnapshotKey != "" {

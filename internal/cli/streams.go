@@ -77,7 +77,7 @@ func (st *streams) open(a *App, id, log string) (paths, *attach.IO, error) {
 	case st.detach && log == "":
 		return paths{}, nil, nil
 	case st.detach:
-		u := (&url.URL{Scheme: "file", Path: log}).String()
+		u := logURI(log)
 		return paths{stdout: u, stderr: u}, nil, nil
 	}
 	cfg := attach.Config{Parent: st.fifoDir, ID: id, Terminal: st.terminal, Stdout: a.Stdout, Stderr: a.Stderr}
@@ -93,6 +93,9 @@ func (st *streams) open(a *App, id, log string) (paths, *attach.IO, error) {
 	return p, io, nil
 }
 
+// logURI names a log file in a request.
+func logURI(file string) string { return (&url.URL{Scheme: "file", Path: file}).String() }
+
 // The place of logs under a daemon that does not say where it keeps its files.
 const defaultRoot = "/var/lib/berth"
 
@@ -103,15 +106,9 @@ const runtimePluginFilter = "type==io.containerd.runtime.v2,id==task"
 // its path. The shim writes it; nobody else stands in the way.
 // A container that exists keeps what its earlier runs wrote.
 func (s *session) logFile(ctx context.Context, id string, exists bool) (string, error) {
-	root := defaultRoot
-	answer, err := s.client.IntrospectionService().Plugins(ctx, runtimePluginFilter)
+	root, err := s.daemonRoot(ctx)
 	if err != nil {
-		return "", fmt.Errorf("ask the daemon for its directory: %w", err)
-	}
-	for _, p := range answer.Plugins {
-		if dir := p.Exports["root"]; filepath.IsAbs(dir) {
-			root = dir
-		}
+		return "", err
 	}
 	name := filepath.Join(root, "logs", s.namespace, id+".log")
 	if err := os.MkdirAll(filepath.Join(root, "logs"), 0o700); err != nil {
@@ -136,6 +133,20 @@ func (s *session) logFile(ctx context.Context, id string, exists bool) (string, 
 		return "", fmt.Errorf("log: %w", err)
 	}
 	return name, f.Close()
+}
+
+// daemonRoot is where the daemon keeps its files.
+func (s *session) daemonRoot(ctx context.Context) (string, error) {
+	answer, err := s.client.IntrospectionService().Plugins(ctx, runtimePluginFilter)
+	if err != nil {
+		return "", fmt.Errorf("ask the daemon for its directory: %w", err)
+	}
+	for _, p := range answer.Plugins {
+		if dir := p.Exports["root"]; filepath.IsAbs(dir) {
+			return dir, nil
+		}
+	}
+	return defaultRoot, nil
 }
 
 // replaceFile writes a file so that a reader sees all of it or nothing.

@@ -20,7 +20,7 @@ type Binaries struct {
 	Containerd, Ctr, StockShim, Runc string
 }
 
-// make builds what a kind of daemon needs, once in a test process.
+// What is built once in a test process.
 var (
 	makeBuild = sync.OnceValue(func() error { return runMake("build") })
 	makePeers = sync.OnceValue(func() error { return runMake("peers") })
@@ -53,19 +53,17 @@ func sourceRoot() (string, error) {
 	return filepath.Join(filepath.Dir(file), "..", ".."), nil
 }
 
-// programs returns the programs that a daemon of the kind and its clients
-// need; they are built on first use.
-func programs(kind Kind) (*Binaries, error) {
+// programs returns the programs under test and their peers; they are built on
+// first use. Stock containerd has berth as a client too.
+func programs() (*Binaries, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("these tests make containers: run them as root")
 	}
 	if err := makePeers(); err != nil {
 		return nil, err
 	}
-	if kind == Berth {
-		if err := makeBuild(); err != nil {
-			return nil, err
-		}
+	if err := makeBuild(); err != nil {
+		return nil, err
 	}
 	root, err := sourceRoot()
 	if err != nil {
@@ -108,7 +106,7 @@ func BuildKit(tb testing.TB) (daemon, client string) {
 // daemon.
 func Shim(tb testing.TB) string {
 	tb.Helper()
-	b, err := programs(Berth)
+	b, err := programs()
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -41,6 +41,9 @@ type Config struct {
 	// RootSize puts the root directory on a file system of its own that has
 	// this many bytes; 0 puts it with everything else.
 	RootSize int64
+	// NetNS gives the daemon, and so what it starts, a network namespace of its
+	// own.
+	NetNS bool
 	// NoImage leaves out the import of the test image.
 	NoImage bool
 	// NoLeakCheck is for a test that checks itself what may be left.
@@ -94,7 +97,7 @@ func Start(tb testing.TB, config Config) *Daemon {
 	if config.Kind == "" {
 		config.Kind = Berth
 	}
-	bin, err := programs(config.Kind)
+	bin, err := programs()
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -149,6 +152,9 @@ func (d *Daemon) Boot(tb testing.TB) {
 	d.cmd.Stdout, d.cmd.Stderr = log, log
 	d.cmd.Env = append(d.Env(), d.config.Env...)
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if d.config.NetNS {
+		d.cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWNET
+	}
 	if err := d.cmd.Start(); err != nil {
 		tb.Fatal(err)
 	}

@@ -60,9 +60,12 @@ var allowed = map[string][]string{
 	// The command talks to a daemon over its API and to nothing else.
 	"internal/cli/attach":    {},
 	"internal/cli/autostart": {},
+	"internal/cli/network":   {},
 	"internal/cli/runspec":   {},
-	"internal/cli":           {"internal/cli/attach", "internal/cli/autostart", "internal/cli/runspec", "internal/version"},
-	"cmd/berth":              {"internal/cli"},
+	"internal/cli": {
+		"internal/cli/attach", "internal/cli/autostart", "internal/cli/network", "internal/cli/runspec", "internal/version",
+	},
+	"cmd/berth": {"internal/cli"},
 }
 
 // forTests are packages that only tests and test programs import.

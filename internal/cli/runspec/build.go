@@ -43,7 +43,8 @@ func Build(ctx context.Context, o *Options, image *ocispec.ImageConfig, rootfs [
 	// Security comes after the user and before seccomp, whose default profile
 	// follows the capabilities.
 	for _, step := range []func() error{
-		b.process, b.user, b.isolation, b.mounts, b.capabilities, b.devices, b.security, b.resources,
+		b.process, b.user, b.isolation, b.mounts, b.userNamespace, b.capabilities, b.devices, b.security,
+		b.resources, b.blockIO, b.cdiDevices,
 	} {
 		if err := step(); err != nil {
 			return nil, err
@@ -81,6 +82,9 @@ func (b *builder) process() error {
 	if len(p.Args) == 0 || p.Args[0] == "" {
 		return ErrNoCommand
 	}
+	if want.Init != "" {
+		p.Args = append([]string{initPath, "--"}, p.Args...)
+	}
 	p.Cwd = b.image.WorkingDir
 	if want.Cwd != "" {
 		p.Cwd = want.Cwd
@@ -89,7 +93,7 @@ func (b *builder) process() error {
 		p.Cwd = "/"
 	}
 	if !path.IsAbs(p.Cwd) {
-		return fmt.Errorf("working directory %q must be an absolute path", p.Cwd)
+		return fmt.Errorf("the image's working directory %q is no absolute path (give one: --workdir)", p.Cwd)
 	}
 	env := b.image.Env
 	if !hasKey(env, "PATH") {
@@ -168,9 +172,6 @@ func (b *builder) hostname() error {
 	iso := &b.o.Isolation
 	joined := slices.ContainsFunc(iso.Join, func(ns specs.LinuxNamespace) bool { return ns.Type == specs.UTSNamespace })
 	if iso.HostUTS || joined {
-		if iso.Hostname != "" {
-			return fmt.Errorf("hostname %q: the container has no UTS namespace of its own (leave out --hostname or --uts)", iso.Hostname)
-		}
 		return nil
 	}
 	name := iso.Hostname
@@ -187,9 +188,6 @@ func (b *builder) hostname() error {
 			name = strings.TrimRight(name[:63], ".-_")
 		}
 	}
-	if len(name) > 64 {
-		return fmt.Errorf("hostname %q is longer than 64 characters", name)
-	}
 	b.spec.Hostname = name
 	b.spec.Process.Env = MergeEnv([]string{"HOSTNAME=" + name}, b.spec.Process.Env)
 	return nil
@@ -200,6 +198,10 @@ func unifiedCgroups() bool {
 	var fs unix.Statfs_t
 	return unix.Statfs("/sys/fs/cgroup", &fs) == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC
 }
+
+// initPath is where the container has Process.Init: /dev is a file system of
+// the container's own, so that no trace of it stays in the snapshot.
+const initPath = "/dev/init"
 
 func (b *builder) mounts() error {
 	var opts []oci.SpecOpts
@@ -225,6 +227,15 @@ func (b *builder) mounts() error {
 			Options: []string{"rbind", "rprivate", "nosuid", "noexec", "nodev"},
 		})
 	}
+	for _, f := range []struct{ source, target, mode string }{
+		{b.o.Process.Init, initPath, "ro"}, {b.o.HostsFile, "/etc/hosts", "rw"}, {b.o.ResolvFile, "/etc/resolv.conf", "rw"},
+	} {
+		if f.source != "" {
+			b.replaceMount(specs.Mount{
+				Type: "bind", Source: f.source, Destination: f.target, Options: []string{"bind", "rprivate", f.mode},
+			})
+		}
+	}
 	for _, m := range b.o.Mounts {
 		b.replaceMount(m)
 	}
@@ -246,8 +257,6 @@ func (b *builder) devices() error {
 	var opts []oci.SpecOpts
 	if sec := &b.o.Security; sec.Privileged && !sec.NoHostDevices {
 		opts = append(opts, oci.WithAllDevicesAllowed, oci.WithHostDevices)
-	} else if sec.NoHostDevices && !sec.Privileged {
-		return errors.New("--privileged-without-host-devices has a meaning only together with --privileged")
 	}
 	for _, d := range b.o.Devices {
 		opts = append(opts, oci.WithDevices(d.Host, d.Container, d.Access))
@@ -260,12 +269,6 @@ func (b *builder) devices() error {
 
 func (b *builder) resources() error {
 	r := &b.o.Resources
-	if r.CPUs > 0 && (r.CPUQuota != 0 || r.CPUPeriod != 0) {
-		return errors.New("--cpus excludes --cpu-quota and --cpu-period")
-	}
-	if r.MemorySwap != 0 && r.MemorySwap != -1 && r.MemorySwap < r.Memory {
-		return errors.New("--memory-swap counts memory and swap together and cannot be below --memory")
-	}
 	var opts []oci.SpecOpts
 	if r.Memory > 0 {
 		opts = append(opts, oci.WithMemoryLimit(uint64(r.Memory)))

@@ -27,6 +27,12 @@ type Options struct {
 	Mounts []specs.Mount
 	// Devices are shown in the container and allowed in its cgroup.
 	Devices []Device
+	// CDI are devices by the names of the host's CDI files; GPUs are numbers
+	// of devices there, or "all".
+	CDI, GPUs []string
+	// HostsFile and ResolvFile are files of the host that the container has
+	// as /etc/hosts and /etc/resolv.conf, empty for the default.
+	HostsFile, ResolvFile string
 	// ShmSize is the size of /dev/shm in bytes, 0 for the default 64 MiB.
 	ShmSize int64
 	// Annotations are given to the OCI runtime.
@@ -49,6 +55,9 @@ type Process struct {
 	User string
 	// Groups are added to the user's, by name or number.
 	Groups []string
+	// Init is a program of the host that runs in the container as its first
+	// process and starts the command, empty for none.
+	Init string
 	// Terminal gives the process a terminal.
 	Terminal bool
 	// Width and Height are the terminal's first size, 0 for the runtime's.
@@ -67,6 +76,8 @@ type Isolation struct {
 	HostNetwork, HostPID, HostIPC, HostUTS bool
 	// Join are existing namespaces to enter.
 	Join []specs.LinuxNamespace
+	// UIDMaps and GIDMaps make a user namespace; both or none are set.
+	UIDMaps, GIDMaps []specs.LinuxIDMapping
 	// ReadOnly makes the root file system read-only.
 	ReadOnly bool
 	// Propagation is the propagation of the root mount ("shared", "slave", …).
@@ -91,6 +102,9 @@ type Security struct {
 	Seccomp string
 	// AppArmor is a loaded profile's name, or "unconfined".
 	AppArmor string
+	// AppArmorDefault is the name under which the default profile is loaded,
+	// empty for no profile.
+	AppArmorDefault string
 	// SelinuxLabel is the process label.
 	SelinuxLabel string
 	// Unmasked shows the paths that are masked by default.
@@ -114,6 +128,8 @@ type Resources struct {
 	Pids int64
 	// RDTClass is the class of service for cache and memory bandwidth.
 	RDTClass string
+	// BlockIOClass is a class of the file BlockIOConfig.
+	BlockIOClass, BlockIOConfig string
 }
 
 // Device is a device node of the host.

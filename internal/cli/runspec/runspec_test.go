@@ -259,7 +259,11 @@ func TestBuildRefuses(t *testing.T) {
 		"host devices not privileged": {Options{Process: p, Security: Security{NoHostDevices: true}}, "--privileged"},
 		"missing device":              {Options{Process: p, Devices: []Device{{"/dev/none", "/dev/none", "rwm"}}}, "/dev/none"},
 	} {
-		if _, err := build(t, test.o, nil); err == nil || !strings.Contains(err.Error(), test.want) {
+		err := test.o.Check()
+		if err == nil {
+			_, err = build(t, test.o, nil)
+		}
+		if err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: %v, want an error with %q", name, err, test.want)
 		}
 	}

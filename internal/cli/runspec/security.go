@@ -8,7 +8,9 @@ import (
 	"slices"
 	"strings"
 
+	profile "github.com/containerd/containerd/v2/contrib/apparmor"
 	"github.com/containerd/containerd/v2/contrib/seccomp"
+	"github.com/containerd/containerd/v2/pkg/apparmor"
 	"github.com/containerd/containerd/v2/pkg/cap"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -79,6 +81,14 @@ func (b *builder) security() error {
 	if sec.Unmasked {
 		b.spec.Linux.MaskedPaths, b.spec.Linux.ReadonlyPaths = nil, nil
 	}
+	if sec.AppArmorDefault != "" {
+		if !apparmor.HostSupports() {
+			return fmt.Errorf("AppArmor profile %q: this host runs without AppArmor (leave out --apparmor-default-profile)", sec.AppArmorDefault)
+		}
+		if err := b.apply(profile.WithDefaultProfile(sec.AppArmorDefault)); err != nil {
+			return fmt.Errorf("AppArmor profile %q: %w", sec.AppArmorDefault, err)
+		}
+	}
 	if sec.AppArmor != "" {
 		b.spec.Process.ApparmorProfile = sec.AppArmor
 	}
@@ -91,11 +101,11 @@ func (b *builder) security() error {
 	case sec.Seccomp == "":
 		b.spec.Linux.Seccomp = seccomp.DefaultProfile(b.spec)
 	default:
-		profile, err := readSeccomp(sec.Seccomp)
+		filter, err := readSeccomp(sec.Seccomp)
 		if err != nil {
 			return fmt.Errorf("seccomp profile %q: %w", sec.Seccomp, err)
 		}
-		b.spec.Linux.Seccomp = profile
+		b.spec.Linux.Seccomp = filter
 	}
 	return nil
 }
