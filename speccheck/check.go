@@ -11,6 +11,7 @@ package speccheck
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"unicode"
 )
@@ -62,6 +63,7 @@ func check(doc []byte, f Features, h Host, n *node, m mode, at string) Report {
 	if err := w.document(n); err != nil {
 		c.add(ClassDocument, nil, err.Error())
 	}
+	c.judgeRelations()
 	return c.report
 }
 
@@ -73,7 +75,7 @@ type checker struct {
 	w        *walker
 	report   Report
 	mount    mountState
-	rdma     bool
+	relations
 }
 
 // add records that what stands at the walker's path is not supported.
@@ -91,15 +93,31 @@ func (c *checker) addUnknown(class Class, value []byte, lacks string) {
 	c.put(Finding{Class: class, Lacks: lacks, Unknown: true, Action: class.DefaultUnknown()}, value)
 }
 
+// addAt is add for another place than the walker's.
+func (c *checker) addAt(p place, class Class, lacks string) {
+	f := Finding{Path: p.path, Value: p.value, Class: class, Lacks: lacks, Action: class.Default()}
+	if !c.full(f) {
+		c.report.Findings = append(c.report.Findings, f)
+	}
+}
+
 func (c *checker) put(f Finding, value []byte) {
-	if len(c.report.Findings) >= maxFindings {
-		c.report.More++
-		c.report.moreAction = max(c.report.moreAction, f.Action)
+	if c.full(f) {
 		return
 	}
-	f.Path = c.w.pathString()
-	f.Value = shorten(value)
+	p := c.here(value)
+	f.Path, f.Value = p.path, p.value
 	c.report.Findings = append(c.report.Findings, f)
+}
+
+// full counts a finding that there is no place for.
+func (c *checker) full(f Finding) bool {
+	if len(c.report.Findings) < maxFindings {
+		return false
+	}
+	c.report.More++
+	c.report.moreAction = max(c.report.moreAction, f.Action)
+	return true
 }
 
 // need looks a capability up and records what is wrong with it.
@@ -153,4 +171,28 @@ func shorten(text []byte) string {
 		}
 		return ' '
 	}, strings.ToValidUTF8(string(text), "")) + more
+}
+
+// whole cuts off what follows an object or a list.
+func whole(value []byte) []byte {
+	if len(value) == 0 || value[0] != '{' && value[0] != '[' {
+		return value
+	}
+	depth, quoted := 0, false
+	for i := 0; i < len(value); i++ {
+		switch c := value[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case quoted:
+		case c == '{' || c == '[':
+			depth++
+		case c == '}' || c == ']':
+			if depth--; depth == 0 {
+				return value[:i+1]
+			}
+		}
+	}
+	return append(slices.Clone(value), "…"...)
 }

@@ -106,7 +106,7 @@ func TestFindings(t *testing.T) {
 		{"copy-up of no tmpfs", `{"mounts":[{"options":["bind","tmpcopyup"]}]}`, old, v1, "mounts[0].options[1]", Refuse},
 		{"time namespace, old", `{"linux":{"namespaces":[{"type":"time"}]}}`, old, v1, "linux.namespaces[0].type", Refuse},
 		{"time namespace, new", `{"linux":{"namespaces":[{"type":"time"}],"timeOffsets":{"boottime":{"secs":1}}}}`, recent, v1, "", Allow},
-		{"clock", `{"linux":{"timeOffsets":{"wall":{"secs":1}}}}`, recent, v1, `linux.timeOffsets["wall"]`, Refuse},
+		{"clock", `{"linux":{"namespaces":[{"type":"time"}],"timeOffsets":{"wall":{"secs":1}}}}`, recent, v1, `linux.timeOffsets["wall"]`, Refuse},
 		{"scheduler", `{"process":{"scheduler":{"policy":"SCHED_BATCH"}}}`, old, v1, "process.scheduler", Refuse},
 		{"scheduler, wrong policy", `{"process":{"scheduler":{"policy":"SCHED_BEST"}}}`, recent, v1, "process.scheduler.policy", Refuse},
 		{"memory policy, document", `{"linux":{"memoryPolicy":{"mode":"MPOL_BEST","nodes":"0"}}}`, recent, v1, "linux.memoryPolicy.mode", Refuse},
@@ -122,7 +122,22 @@ func TestFindings(t *testing.T) {
 		{"unified, v2", `{"linux":{"resources":{"unified":{"memory.high":"1"}}}}`, old, v2, "", Allow},
 		{"burst", `{"linux":{"resources":{"cpu":{"burst":1}}}}`, old, v2, "linux.resources.cpu.burst", Refuse},
 		{"OOM killer left on", `{"linux":{"resources":{"memory":{"disableOOMKiller":false}}}}`, old, v2, "", Allow},
-		{"kernel memory", `{"linux":{"resources":{"memory":{"kernel":1}}}}`, old, v1, "linux.resources.memory.kernel", Refuse},
+		{"kernel memory", `{"linux":{"resources":{"memory":{"kernel":1}}}}`, old, Host{}, "linux.resources.memory.kernel", Refuse},
+		{"kernel memory, new kernel", `{"linux":{"resources":{"memory":{"kernel":1}}}}`, crun, v1, "linux.resources.memory.kernel", Refuse},
+		{"leaf weight", `{"linux":{"resources":{"blockIO":{"leafWeight":10}}}}`, recent, v1, "linux.resources.blockIO.leafWeight", Refuse},
+		{"clock without a namespace", `{"linux":{"timeOffsets":{"boottime":{"secs":1}}}}`, recent, v1, "linux.timeOffsets", Refuse},
+		{"nobody listens", `{"linux":{"seccomp":{"defaultAction":"SCMP_ACT_NOTIFY"}}}`, recent, v1, "linux.seccomp.defaultAction", Refuse},
+		{"somebody listens", `{"linux":{"seccomp":{"defaultAction":"SCMP_ACT_NOTIFY","listenerPath":"/s"}}}`, recent, v1, "", Allow},
+		{"shared root, old", `{"linux":{"rootfsPropagation":"rshared"}}`, old, v1, "linux.rootfsPropagation", Refuse},
+		{"slave root, old", `{"linux":{"rootfsPropagation":"rslave"}}`, old, v1, "", Allow},
+		{"shared root, new", `{"linux":{"rootfsPropagation":"rshared"}}`, recent, v1, "", Allow},
+		{"shared mount, crun", `{"mounts":[{"options":["rshared","rbind"]}]}`, crun, v1, "mounts[0].options[0]", Refuse},
+		{"shared mount in a shared root, crun", `{"mounts":[{"options":["rshared","rbind"]}],"linux":{"rootfsPropagation":"rshared"}}`, crun, v1, "", Allow},
+		{"shared mount, runc", `{"mounts":[{"options":["rshared","rbind"]}]}`, old, v1, "", Allow},
+		{"nosymfollow, crun", `{"mounts":[{"options":["rbind","nosymfollow"]}]}`, crun, v1, "mounts[0].options[1]", Refuse},
+		{"sysctl of the host", `{"linux":{"sysctl":{"vm/swappiness":"1"}}}`, recent, v1, `linux.sysctl["vm/swappiness"]`, Refuse},
+		{"sysctl of a namespace", `{"linux":{"sysctl":{"net/ipv4/ip_forward":"1","kernel.sem":"1"}}}`, recent, v1, "", Allow},
+		{"another major version", `{"ociVersion":"2.0.0"}`, recent, v1, "ociVersion", Refuse},
 		{"rdma, crun", `{"linux":{"resources":{"rdma":{"mlx":{"hcaHandles":1}}}}}`, crun, v2, "linux.resources.rdma", Refuse},
 		{"page size", `{"linux":{"resources":{"hugepageLimits":[{"pageSize":"3MB","limit":1}]}}}`, old, v2, "linux.resources.hugepageLimits[0].pageSize", Refuse},
 		{"controller", `{"linux":{"resources":{"pids":{"limit":1}}}}`, old, Host{Kernel: Kernel{6, 1}, Controllers: []string{}}, "linux.resources.pids.limit", Refuse},
@@ -170,8 +185,17 @@ func TestExecAndUpdate(t *testing.T) {
 	if r := CheckProcess(process, old, Host{}); len(r.Findings) != 1 || r.Findings[0].Path != "process.user.umask" {
 		t.Errorf("runc 1.1 ignores the umask of an exec: %+v", r.Findings)
 	}
-	if r := CheckProcess(process, recent, Host{}); len(r.Findings) != 0 {
-		t.Errorf("runc 1.5 does not: %+v", r.Findings)
+	if r := CheckProcess(process, recent, Host{}); len(r.Findings) != 1 || r.Action() != Warn {
+		t.Errorf("runc 1.5 takes that of the container: %+v", r.Findings)
+	}
+	if r := CheckProcess(process, crun181(), Host{}); len(r.Findings) != 0 {
+		t.Errorf("crun has it: %+v", r.Findings)
+	}
+	if r := CheckProcess([]byte(`{"oomScoreAdj":1}`), recent, Host{}); r.Action() != Warn {
+		t.Errorf("runc takes the OOM score of the container: %+v", r.Findings)
+	}
+	if r := CheckProcess([]byte(`{"capabilities":{"bounding":[]},"scheduler":{"policy":"SCHED_X"}}`), recent, Host{}); len(r.Findings) != 1 || strings.ContainsAny(r.Findings[0].Value, "{}") {
+		t.Errorf("the value runs on behind its end: %+v", r.Findings)
 	}
 	resources := []byte(`{"memory":{"limit":1,"swappiness":1},"devices":[{"allow":false,"access":"rwm"}]}`)
 	r := CheckResources(resources, recent, host(false))

@@ -62,7 +62,9 @@ func (k *capability) byVersion(r Runtime) answer {
 var capabilityTable = []capability{
 	{name: "domainname", what: "a domain name", spec: "1.1.0", runc: "1.2.0", crun: "1.7", youki: "0.0.4"},
 	{name: "umask", what: "an umask", spec: "1.1.0", runc: "1.0.0", crun: "0.12.2"},
-	{name: "exec.umask", what: "the umask of an exec", spec: "1.1.0", runc: "1.2.0", crun: "0.12.2"},
+	// runc takes the umask and the OOM score of an exec from the container.
+	{name: "exec.umask", what: "an umask of the exec's own", spec: "1.1.0", runc: never, crun: "0.12.2", mild: true},
+	{name: "exec.oomScoreAdj", what: "an OOM score of the exec's own", runc: never, crun: never, mild: true},
 	{name: "personality", what: "a personality", spec: "1.0.2", runc: "1.2.0", crun: "0.11", youki: "0.5.6"},
 	{name: "personality.flags", what: "flags of the personality", runc: never},
 	{name: "scheduler", what: "scheduler settings", spec: "1.1.0", runc: "1.2.0", crun: "1.8.5", youki: "0.3.2"},
@@ -84,6 +86,8 @@ var capabilityTable = []capability{
 	{name: "mount.ridmap", what: "the mount option ridmap", spec: "1.2.0", runc: "1.2.0", crun: "1.9", doc: idmapEnabled},
 	{name: "mount.idmap=", what: "mappings in a mount option", runc: never, crun: "1.4.5", youki: never, runsc: never},
 	{name: "idmap.other", what: "id-mapped mounts of anything but bind mounts", runc: never, crun: "1.9"},
+	{name: "mount.nosymfollow", what: "the mount option nosymfollow", runc: "1.1.0", crun: "1.10"},
+	{name: "rootfsPropagation.shared", what: "a root that shares its mounts", spec: "1.0.0", runc: "1.3.3", crun: "0.1"},
 	{name: "mount.recursive", what: "recursive mount options", spec: "1.1.0", runc: "1.1.0", crun: "1.4"},
 	{name: "hooks.create", what: "the hooks createRuntime, createContainer and startContainer", spec: "1.0.2", runc: "1.0.0", crun: "0.15"},
 	{name: "netDevices", what: "network devices", spec: "1.3.0", runc: "1.4.0", crun: "1.22", youki: "0.6.0", doc: func(f *features.Features) answer {

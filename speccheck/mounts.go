@@ -93,6 +93,9 @@ func (c *checker) judgeOption(option string, value []byte) {
 		c.add(ClassMounts, value, "runtimes do this for tmpfs only")
 		return
 	}
+	if c.mount.bind && (option == "shared" || option == "rshared") && len(c.relations.shared) < maxFindings {
+		c.relations.shared = append(c.relations.shared, c.here(value))
+	}
 	listed := c.features.doc != nil && c.features.doc.MountOptions != nil
 	if listed && slices.Contains(c.features.doc.MountOptions, option) {
 		if recursiveOptions[option] {
@@ -101,6 +104,8 @@ func (c *checker) judgeOption(option string, value []byte) {
 		return
 	}
 	switch {
+	case (option == "nosymfollow" || option == "rnosymfollow") && !listed:
+		c.need(ClassMounts, "mount.nosymfollow", value)
 	case recursiveOptions[option]:
 		if listed {
 			c.add(ClassMounts, value, c.features.Runtime.String()+" does not support recursive mount options")

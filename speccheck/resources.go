@@ -26,7 +26,7 @@ func resourceRules() []rule {
 		res("memory.limit", kI64, rule{zero: true, controller: "memory"}),
 		res("memory.reservation", kI64, rule{zero: true, controller: "memory"}),
 		res("memory.swap", kI64, rule{zero: true, controller: "memory"}),
-		res("memory.kernel", kI64, rule{need: "memory.kernel", update: "update.other", use: v1}),
+		res("memory.kernel", kI64, rule{need: "memory.kernel", update: "update.other", use: (*checker).kernelMemory}),
 		res("memory.kernelTCP", kI64, rule{need: "memory.kernel", update: "update.other", use: v1}),
 		res("memory.swappiness", kU64, rule{zero: true, controller: "memory", update: "update.other", use: v1}),
 		res("memory.disableOOMKiller", kBool, rule{controller: "memory", update: "update.other", use: v1}),
@@ -46,13 +46,13 @@ func resourceRules() []rule {
 		res("pids.limit", kI64, rule{zero: true, controller: "pids"}),
 		res("blockIO", kObject, rule{}),
 		res("blockIO.weight", kU16, rule{controller: "blkio"}),
-		res("blockIO.leafWeight", kU16, rule{controller: "blkio", use: v1}),
+		res("blockIO.leafWeight", kU16, rule{controller: "blkio", use: (*checker).leafWeight}),
 		res("blockIO.weightDevice", kList, rule{controller: "blkio", update: "update.blockIO-device"}),
 		res("blockIO.weightDevice[]", kObject, rule{}),
 		res("blockIO.weightDevice[].major", kI64, rule{}),
 		res("blockIO.weightDevice[].minor", kI64, rule{}),
 		res("blockIO.weightDevice[].weight", kU16, rule{}),
-		res("blockIO.weightDevice[].leafWeight", kU16, rule{use: v1}),
+		res("blockIO.weightDevice[].leafWeight", kU16, rule{use: (*checker).leafWeight}),
 	}
 	for _, t := range []string{"throttleReadBpsDevice", "throttleWriteBpsDevice", "throttleReadIOPSDevice", "throttleWriteIOPSDevice"} {
 		list = append(
@@ -89,6 +89,22 @@ func resourceRules() []rule {
 func (c *checker) cgroup1(value []byte) {
 	if c.host.known() && c.host.CgroupV2 {
 		c.lacksHost(ClassCgroup, value, "cgroup v2 has no such limit")
+	}
+}
+
+// kernelMemory: since Linux 5.16 the kernel does not take this limit.
+func (c *checker) kernelMemory(value []byte) {
+	c.cgroup1(value)
+	if c.host.known() && !c.host.CgroupV2 && c.host.Kernel.AtLeast(5, 16) {
+		c.lacksHost(ClassCgroup, value, "Linux %s has no limit of kernel memory", c.host.Kernel)
+	}
+}
+
+// leafWeight was the I/O scheduler CFQ's, which went with Linux 5.0.
+func (c *checker) leafWeight(value []byte) {
+	c.cgroup1(value)
+	if c.host.known() && !c.host.CgroupV2 && c.host.Kernel.AtLeast(5, 0) {
+		c.lacksHost(ClassCgroup, value, "Linux %s has no leaf weights", c.host.Kernel)
 	}
 }
 

@@ -81,6 +81,11 @@ func (c *checker) version(value []byte) {
 		c.add(ClassDocument, value, "it is not a version such as 1.3.0")
 		return
 	}
+	if v[0] != 1 {
+		// In another major version, members may mean other things.
+		c.add(ClassDocument, value, "there is no such version of the runtime spec")
+		return
+	}
 	low, high := c.features.specRange()
 	if lowest, ok := parseVersion(low); ok && v.less(lowest) {
 		c.add(ClassVersion, value, c.features.Runtime.String()+" knows the runtime spec from "+low)
@@ -144,8 +149,24 @@ func (c *checker) selinux(value []byte) {
 	}
 }
 
+// namespacedSysctls are those of an IPC namespace.
+var namespacedSysctls = strings.Fields(`kernel.msgmax kernel.msgmnb kernel.msgmni kernel.sem kernel.shmall kernel.shmmax
+kernel.shmmni kernel.shm_rmid_forced kernel.domainname`)
+
+// sysctl: runc and crun set only what a namespace has.
+func (c *checker) sysctl(key []byte) {
+	name := strings.ReplaceAll(string(key), "/", ".")
+	if r := c.features.Runtime.Name; r != "runc" && r != "crun" {
+		return
+	}
+	if !slices.Contains(namespacedSysctls, name) && !strings.HasPrefix(name, "fs.mqueue.") && !strings.HasPrefix(name, "net.") {
+		c.add(ClassNamespaces, nil, "it is no namespace's but the whole host's, and "+c.features.Runtime.String()+" does not set it")
+	}
+}
+
 func (c *checker) namespace(value []byte) {
 	name := string(value)
+	c.relations.timeNamespace = c.relations.timeNamespace || name == "time"
 	if !c.listed(ClassNamespaces, c.features.linux().Namespaces, name, "this namespace") {
 		switch name {
 		case "time":

@@ -21,6 +21,9 @@ var hostActions = map[string]string{
 
 func (c *checker) seccompAction(value []byte) {
 	name := string(value)
+	if name == "SCMP_ACT_NOTIFY" && c.relations.notify.path == "" {
+		c.relations.notify = c.here(value)
+	}
 	if !c.listed(ClassSeccomp, c.features.seccomp().Actions, name, "this action") {
 		switch name {
 		case "SCMP_ACT_KILL_PROCESS", "SCMP_ACT_KILL_THREAD":

@@ -45,13 +45,13 @@ type use struct {
 	// by lists the runtimes that do it, on a host that has what it needs.
 	// Empty means all.
 	by []string
+	// execBy and updateBy say it for the process of an exec and for an update,
+	// where that differs.
+	execBy, updateBy []string
 	// fails lists runtimes that say no by themselves, which nothing tells before.
 	fails []string
 	// needs, when set, says what this host lacks, or nothing.
 	needs func() string
-	// kills is for a use whose effect is that the probe does not come to its
-	// end.
-	kills bool
 }
 
 // outcome is what became of a use.
@@ -164,23 +164,35 @@ func (l *lab) runtimes(t *testing.T) []*runtime {
 	}
 }
 
-// ran says whether the runtime was called for a container.
-func (r *runtime) ran(t *testing.T, id string) bool {
+// ran says whether the runtime was called for a container, with that subcommand.
+func (r *runtime) ran(t *testing.T, subcommand, id string) bool {
+	t.Helper()
+	return strings.Contains(r.calledFor(t, id), " "+subcommand+" ")
+}
+
+// calledFor returns the runtime's calls for a container, a line each.
+func (r *runtime) calledFor(t *testing.T, id string) string {
 	t.Helper()
 	calls, err := os.ReadFile(r.calls)
 	if err != nil && !os.IsNotExist(err) {
 		t.Fatal(err)
 	}
-	return strings.Contains(string(calls), " "+id+"\n")
+	var found strings.Builder
+	for line := range strings.Lines(string(calls)) {
+		if strings.HasSuffix(line, " "+id+"\n") {
+			found.WriteString(line)
+		}
+	}
+	return found.String()
 }
 
 // probeEnd is printed by a probe that comes to its end.
 const probeEnd = "end of probe"
 
-// A trial is a container of one use.
+// A trial is one use with one runtime.
 type trial struct {
 	outcome outcome
-	err     error  // of create or start
+	err     error  // of create, start, exec or update
 	output  string // of the probe
 }
 
@@ -188,8 +200,13 @@ func (r trial) String() string {
 	return fmt.Sprintf("%s; error: %v; output: %q", r.outcome, r.err, r.output)
 }
 
-// try runs a use and says what became of it.
-func (l *lab) try(t *testing.T, r *runtime, u *use) trial {
+// A place is where a use is tried: its directory and its names.
+type place struct {
+	id, dir, log string
+	names        []string // pairs for the specs
+}
+
+func (l *lab) place(t *testing.T, r *runtime, u *use, what string) *place {
 	t.Helper()
 	dir := shortDir(t)
 	if u.prepare != nil {
@@ -199,32 +216,10 @@ func (l *lab) try(t *testing.T, r *runtime, u *use) trial {
 	if err != nil {
 		t.Fatal(err)
 	}
-	id := l.daemon.ID(strings.Trim(notWord.ReplaceAllString(u.name, "-"), "-") + "-" + r.name)
-	spec, err := u.build([]string{"sh", "-c", u.probe + "\necho " + probeEnd},
-		"$DIR", dir, "$ROOTFS", l.rootfs, "$NAMESPACE", l.daemon.Namespace, "$ID", id, "$TAG", tag(dir), "$CALLS", mayCall)
-	if err != nil {
-		t.Fatal(err)
-	}
-	log := filepath.Join(dir, "log")
-	err = l.run(t, r, id, spec, log)
-	if err != nil {
-		if !r.ran(t, id) {
-			return trial{outcome: refused, err: err}
-		}
-		return trial{outcome: late, err: err}
-	}
-	output, err := os.ReadFile(log)
-	if err != nil {
-		t.Fatal(err)
-	}
-	result := trial{outcome: ignored, output: string(output)}
-	if !strings.Contains(result.output, probeEnd) && !u.kills {
-		t.Fatalf("the probe did not come to its end: %q", result.output)
-	}
-	if regexp.MustCompile(u.want).MatchString(result.output) && (u.after == nil || u.after(dir)) {
-		result.outcome = done
-	}
-	return result
+	id := l.daemon.ID(strings.Trim(notWord.ReplaceAllString(what+u.name, "-"), "-") + "-" + r.name)
+	return &place{id: id, dir: dir, log: filepath.Join(dir, "log"), names: []string{
+		"$DIR", dir, "$ROOTFS", l.rootfs, "$NAMESPACE", l.daemon.Namespace, "$ID", id, "$TAG", tag(dir), "$CALLS", mayCall,
+	}}
 }
 
 var notWord = regexp.MustCompile(`[^A-Za-z0-9]+`)
@@ -232,19 +227,58 @@ var notWord = regexp.MustCompile(`[^A-Za-z0-9]+`)
 // limit bounds the life of one container.
 const limit = 2 * time.Minute
 
-// run runs a container to its end, with its output in the file log. An error
-// is one of create or start.
-func (l *lab) run(t *testing.T, r *runtime, id string, spec []byte, log string) error {
+func (l *lab) context() (context.Context, context.CancelFunc) {
+	return context.WithTimeout(namespaces.WithNamespace(context.Background(), l.daemon.Namespace), limit)
+}
+
+func (u *use) command() []string { return []string{"sh", "-c", u.probe + "\necho " + probeEnd} }
+
+// try runs a container that asks for a use, and says what became of it.
+func (l *lab) try(t *testing.T, r *runtime, u *use) trial {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(namespaces.WithNamespace(context.Background(), l.daemon.Namespace), limit)
+	p := l.place(t, r, u, "")
+	spec, err := u.build(u.command(), p.names...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := l.context()
 	defer cancel()
-	container := l.container(ctx, t, r, id, spec)
+	if err := l.run(ctx, t, r, p, spec); err != nil {
+		if !r.ran(t, "create", p.id) {
+			return trial{outcome: refused, err: err}
+		}
+		return trial{outcome: late, err: err}
+	}
+	return u.look(t, p)
+}
+
+// look says what came of a use whose probe has run.
+func (u *use) look(t *testing.T, p *place) trial {
+	t.Helper()
+	output, err := os.ReadFile(p.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	result := trial{outcome: ignored, output: string(output)}
+	if !strings.Contains(result.output, probeEnd) {
+		t.Fatalf("the probe did not come to its end: %q", result.output)
+	}
+	if regexp.MustCompile(u.want).MatchString(result.output) && (u.after == nil || u.after(p.dir)) {
+		result.outcome = done
+	}
+	return result
+}
+
+// run runs a container to its end. An error is one of create or start.
+func (l *lab) run(ctx context.Context, t *testing.T, r *runtime, p *place, spec []byte) error {
+	t.Helper()
+	container := l.container(ctx, t, r, p.id, spec)
 	defer func() {
 		if err := container.Delete(ctx); err != nil {
 			t.Error(err)
 		}
 	}()
-	task, err := container.NewTask(ctx, cio.LogFile(log))
+	task, err := container.NewTask(ctx, cio.LogFile(p.log))
 	if err != nil {
 		return err
 	}

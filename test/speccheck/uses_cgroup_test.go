@@ -2,8 +2,10 @@ package speccheck
 
 import (
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 )
 
 // cgroupUses are members of linux.resources. A probe reads the container's own
@@ -15,8 +17,8 @@ var cgroupUses = []use{
 		lacking(swapAccounting),
 	resource("memory.kernel", "memory", `{"memory": {"kernel": 33554432}}`, "memory.kmem.limit_in_bytes", `33554432`).with(nobody...),
 	resource("memory.kernelTCP", "memory", `{"memory": {"kernelTCP": 33554432}}`, "memory.kmem.tcp.limit_in_bytes", `33554432`).lacking(v1).with("crun"),
-	resource("memory.swappiness", "memory", `{"memory": {"swappiness": 11}}`, "memory.swappiness", `\b11\b`).lacking(v1),
-	resource("memory.disableOOMKiller", "memory", `{"memory": {"disableOOMKiller": true}}`, "memory.oom_control", `oom_kill_disable 1`).lacking(v1),
+	resource("memory.swappiness", "memory", `{"memory": {"swappiness": 11}}`, "memory.swappiness", `\b11\b`).lacking(v1).updating("crun"),
+	resource("memory.disableOOMKiller", "memory", `{"memory": {"disableOOMKiller": true}}`, "memory.oom_control", `oom_kill_disable 1`).lacking(v1).updating("crun"),
 	resource("memory.useHierarchy", "memory", `{"memory": {"useHierarchy": true}}`, "memory.use_hierarchy", `1`).lacking(v1),
 	resource("cpu.shares", "cpu", `{"cpu": {"shares": 512}}`, "cpu.shares cpu.weight", `(?m)^(512|[2-5]\d)$`),
 	resource("cpu.quota", "cpu", `{"cpu": {"quota": 25000, "period": 50000}}`, "cpu.cfs_quota_us cpu.max", `25000`),
@@ -26,7 +28,8 @@ var cgroupUses = []use{
 	resource("cpu.cpus", "cpuset", `{"cpu": {"cpus": "0"}}`, "cpuset.cpus", `(?m)^0$`),
 	resource("cpu.mems", "cpuset", `{"cpu": {"mems": "0"}}`, "cpuset.mems", `(?m)^0$`),
 	resource("pids.limit", "pids", `{"pids": {"limit": 33}}`, "pids.max", `33`),
-	resource("blockIO.weight", "blkio", `{"blockIO": {"weight": 300}}`, "blkio.weight blkio.bfq.weight io.bfq.weight io.weight", `300`).lacking(weights),
+	resource("blockIO.weight", "blkio", `{"blockIO": {"weight": 300}}`, "blkio.weight blkio.bfq.weight io.bfq.weight io.weight", `300`).lacking(weights).
+		with(runcs...).failing("crun"), // crun does not look for the weights of BFQ
 	resource("blockIO.leafWeight", "blkio", `{"blockIO": {"leafWeight": 300}}`, "blkio.leaf_weight", `300`).with(nobody...),
 	resource("hugepageLimits", "hugetlb", `{"hugepageLimits": [{"pageSize": "2MB", "limit": 4194304}]}`,
 		"hugetlb.2MB.limit_in_bytes hugetlb.2MB.max", `4194304`),
@@ -36,7 +39,8 @@ var cgroupUses = []use{
 	resource("unified", "memory", `{"unified": {"memory.high": "33554432"}}`, "memory.high", `33554432`).lacking(v2),
 	resource("unified, a file that nobody knows", "memory", `{"unified": {"berth.max": "1"}}`, "berth.max", `1`).with(nobody...),
 	resource("devices", "devices", `{"devices": [{"allow": false, "access": "rwm"}, {"allow": true, "type": "c", "major": 10, "minor": 250, "access": "rwm"}]}`,
-		"", `a: No such device`).probing(`mknod /dev/a c 10 250; (: </dev/a) 2>&1 | sed 's/.*:/a:/'`),
+		"", `a: No such device`).probing(`mknod /dev/a c 10 250; (: </dev/a) 2>&1 | sed 's/.*:/a:/'`).
+		updating("crun"),
 	resource("devices, denied", "devices", `{"devices": [{"allow": true, "access": "rwm"}, {"allow": false, "type": "c", "major": 10, "minor": 250, "access": "rwm"}]}`,
 		"", `a: Operation not permitted`).probing(`mknod /dev/a c 10 250 2>&1 | sed 's/.*:/a:/'; (: </dev/a) 2>&1 | sed 's/.*:/a:/'`),
 }
@@ -58,6 +62,11 @@ func resource(member, controller, value, files, want string) use {
 
 func (u use) with(by ...string) use {
 	u.by = by
+	return u
+}
+
+func (u use) updating(by ...string) use {
+	u.updateBy = by
 	return u
 }
 
@@ -128,14 +137,22 @@ func swapAccounting() string {
 	return ""
 }
 
-func weights() string {
-	for _, file := range []string{"blkio/blkio.weight", "blkio/blkio.bfq.weight"} {
-		if _, err := os.Stat("/sys/fs/cgroup/" + file); err == nil {
-			return ""
-		}
-	}
+// weights says whether the host's cgroups have a weight for block I/O. A root
+// cgroup never has: it makes one to look.
+var weights = sync.OnceValue(func() string {
 	if pure() {
 		return ""
 	}
-	return "no weights in cgroup blkio"
-}
+	dir, err := os.MkdirTemp("/sys/fs/cgroup/blkio", "sc-")
+	if err != nil {
+		return "no cgroup controller blkio"
+	}
+	found, _ := filepath.Glob(dir + "/blkio*.weight") // the pattern is well formed
+	if err := os.Remove(dir); err != nil {
+		return err.Error()
+	}
+	if len(found) == 0 {
+		return "no weights in cgroup blkio"
+	}
+	return ""
+})

@@ -14,6 +14,8 @@ var (
 	runcs   = []string{"runc-1.1", "runc-1.5"}
 	newRunc = []string{"runc-1.5"}
 	nobody  = []string{""}
+	// everybody: none of the runtimes does it, and each of them says so.
+	everybody = []string{"*"}
 )
 
 // linuxUses are members of linux without cgroups and seccomp.
@@ -75,17 +77,17 @@ var linuxUses = []use{
 		probe: `uname -m`, want: `i686`, by: []string{"runc-1.5", "crun"},
 	},
 	{
-		name: "RDT class", path: "linux.intelRdt.closID",
+		name: "RDT class", path: "linux.intelRdt",
 		spec:  []string{`{"linux": {"intelRdt": {"closID": "berth"}}}`},
 		probe: `true`, want: `^$`, needs: rdt,
 	},
 	{
-		name: "RDT schemata", path: "linux.intelRdt.schemata",
+		name: "RDT schemata", path: "linux.intelRdt",
 		spec:  []string{`{"linux": {"intelRdt": {"schemata": ["L3:0=f"]}}}`},
 		probe: `true`, want: `^$`, by: newRunc, needs: rdt,
 	},
 	{
-		name: "RDT monitoring", path: "linux.intelRdt.enableMonitoring",
+		name: "RDT monitoring", path: "linux.intelRdt",
 		spec:  []string{`{"linux": {"intelRdt": {"enableMonitoring": true}}}`},
 		probe: `true`, want: `^$`, by: newRunc, needs: rdt,
 	},

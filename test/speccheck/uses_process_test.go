@@ -5,7 +5,7 @@ var processUses = []use{
 	{
 		name: "umask", path: "process.user.umask",
 		spec:  []string{`{"process": {"user": {"umask": 23}}}`},
-		probe: `umask`, want: `0027`,
+		probe: `umask`, want: `0027`, execBy: []string{"crun"},
 	},
 	{
 		name: "additional groups", path: "process.user.additionalGids",
@@ -46,22 +46,22 @@ var processUses = []use{
 	{
 		name: "OOM score", path: "process.oomScoreAdj",
 		spec:  []string{`{"process": {"oomScoreAdj": 555}}`},
-		probe: `cat /proc/self/oom_score_adj`, want: `555\n`,
+		probe: `cat /proc/self/oom_score_adj`, want: `555\n`, execBy: nobody,
 	},
 	{
 		name: "scheduler policy", path: "process.scheduler",
 		spec:  []string{`{"process": {"scheduler": {"policy": "SCHED_BATCH"}}}`},
-		probe: `awk '{print "policy", $41}' /proc/1/stat`, want: `policy 3\n`, by: newRunc,
+		probe: `awk '{print "policy", $41}' /proc/self/stat`, want: `policy 3\n`, by: newRunc,
 	},
 	{
 		name: "nice value", path: "process.scheduler",
 		spec:  []string{`{"process": {"scheduler": {"policy": "SCHED_OTHER", "nice": 7}}}`},
-		probe: `awk '{print "nice", $19}' /proc/1/stat`, want: `nice 7\n`, by: newRunc,
+		probe: `awk '{print "nice", $19}' /proc/self/stat`, want: `nice 7\n`, by: newRunc,
 	},
 	{
 		name: "I/O priority", path: "process.ioPriority",
 		spec:  []string{`{"process": {"ioPriority": {"class": "IOPRIO_CLASS_IDLE", "priority": 0}}}`},
-		probe: `ionice -p 1`, want: `idle`, by: newRunc,
+		probe: `ionice`, want: `idle`, by: newRunc,
 	},
 	{
 		name: "AppArmor profile", path: "process.apparmorProfile",
