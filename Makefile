@@ -26,7 +26,7 @@ BENCHFLAGS ?=
 UNIT        = $(shell $(GO) list ./... | grep -v -e /test/integration -e /test/conformance -e /test/speccheck -e /bench)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo clean-demo test test-unit test-integration test-conformance peers peers-buildkit conformance-speccheck bench lint check fmt install clean
+.PHONY: help build demo clean-demo test test-unit test-integration test-conformance test-executor peers peers-buildkit conformance-speccheck bench lint check tidy fmt install clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,7 @@ test: ## install what is missing and run all tests
 	@$(MAKE) --no-print-directory test-unit
 	@$(MAKE) --no-print-directory test-integration
 	@$(MAKE) --no-print-directory test-conformance
+	@$(MAKE) --no-print-directory test-executor
 
 test-unit: ## unit tests, with the race detector
 	CGO_ENABLED=1 $(GO) test -race -timeout 15m $(TESTFLAGS) $(UNIT)
@@ -59,6 +60,10 @@ test-integration: build peers ## tests against stock containerd, then Berth (roo
 
 test-conformance: build peers peers-buildkit ## what clients of a containerd daemon do, against stock and Berth
 	$(GO) test -count=1 -timeout 30m $(TESTFLAGS) ./test/conformance/...
+
+# Without the race detector: BuildKit's own executor, which is tested beside, has races.
+test-executor: build peers ## build steps on BuildKit's executor, then on Berth's (root, runc)
+	cd executor && $(GO) test -count=1 -timeout 30m $(TESTFLAGS) ./...
 
 peers: ## build stock containerd and runc for tests and benches into out/
 	@scripts/peers $(OUT)/peers/bin
@@ -80,12 +85,17 @@ check: ## what CI refuses: unformatted files, go vet
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); \
 	if [ -n "$$unformatted" ]; then echo "not gofmt'ed (make fmt):"; echo "$$unformatted"; exit 1; fi
 	$(GO) vet ./...
+	cd executor && $(GO) vet ./...
 
 lint: check ## gofumpt, go vet, staticcheck, golangci-lint
 	@unformatted=$$($(GOFUMPT) -l $$(git ls-files '*.go')); \
 	if [ -n "$$unformatted" ]; then echo "not gofumpt'ed (make fmt):"; echo "$$unformatted"; exit 1; fi
 	$(STATICCHECK) ./...
 	$(GOLANGCI_LINT) run ./...
+
+tidy: ## go mod tidy in both modules; the executor's follows the product's
+	$(GO) mod tidy
+	cd executor && $(GO) mod tidy
 
 fmt: ## format all Go files
 	@$(GOFUMPT) -w $$(git ls-files '*.go')

@@ -57,6 +57,9 @@ var allowed = map[string][]string{
 	"cmd/berthd":   {"engine", "internal/version"},
 	"examples/run": {"engine"},
 
+	// A module of its own: BuildKit's steps on any containerd client.
+	"executor": {},
+
 	// The command talks to a daemon over its API and to nothing else.
 	"internal/cli/attach":    {},
 	"internal/cli/autostart": {},
