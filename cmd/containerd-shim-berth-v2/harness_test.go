@@ -10,8 +10,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -69,6 +71,9 @@ type daemon struct {
 	t      *testing.T
 	dir    string
 	rootfs string
+	wrap   []string // comes before the shim's command line
+	// stopEvents is the death of the daemon; serveEvents brings it back.
+	stopEvents func()
 
 	mu     sync.Mutex
 	topics []string     // of the events, in order; guarded by mu
@@ -83,29 +88,38 @@ func newDaemon(t *testing.T) *daemon {
 		t.Fatal(err)
 	}
 	d := &daemon{t: t, dir: dir, rootfs: busyboxRootfs(t)}
-	srv, err := ttrpc.NewServer()
-	if err != nil {
-		t.Fatal(err)
-	}
-	eventsAPI.RegisterTTRPCEventsService(srv, d)
-	l, err := net.Listen("unix", d.address()+".ttrpc")
-	if err != nil {
-		t.Fatal(err)
-	}
-	served := make(chan error, 1)
-	go func() { served <- srv.Serve(context.Background(), l) }()
+	d.serveEvents()
 	t.Cleanup(func() {
-		if err := srv.Close(); err != nil {
-			t.Error(err)
-		}
-		if err := <-served; !errors.Is(err, ttrpc.ErrServerClosed) {
-			t.Error(err)
-		}
+		d.stopEvents()
 		if err := os.RemoveAll(dir); err != nil {
 			t.Error(err) // something is still mounted
 		}
 	})
 	return d
+}
+
+// serveEvents takes events, as a daemon does that has just started.
+func (d *daemon) serveEvents() {
+	d.t.Helper()
+	srv, err := ttrpc.NewServer()
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	eventsAPI.RegisterTTRPCEventsService(srv, d)
+	l, err := net.Listen("unix", d.address()+".ttrpc")
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(context.Background(), l) }()
+	d.stopEvents = sync.OnceFunc(func() {
+		if err := srv.Close(); err != nil {
+			d.t.Error(err)
+		}
+		if err := <-served; !errors.Is(err, ttrpc.ErrServerClosed) {
+			d.t.Error(err)
+		}
+	})
 }
 
 func (d *daemon) Forward(_ context.Context, r *eventsAPI.ForwardRequest) (*emptypb.Empty, error) {
@@ -160,7 +174,8 @@ func (d *daemon) command(bundle string, env []string, args ...string) *exec.Cmd 
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	d.t.Cleanup(cancel)
 	args = append([]string{"-namespace", "ns", "-address", d.address(), "-publish-binary", "/bin/false", "-id", filepath.Base(bundle)}, args...)
-	cmd := exec.CommandContext(ctx, binary, args...)
+	args = append(append(slices.Clone(d.wrap), binary), args...)
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Dir = bundle
 	cmd.Env = append(os.Environ(), append([]string{"TTRPC_ADDRESS=" + d.address() + ".ttrpc", "GRPC_ADDRESS=" + d.address(), "NAMESPACE=ns"}, env...)...)
 	return cmd
@@ -175,6 +190,45 @@ type served struct {
 	bundle string
 	root   string // of the OCI runtime
 	rootfs string
+}
+
+// guarded runs the action "guard", as Berth's daemon does, with the runtime's
+// root and the bundles' directory that "start" has.
+func (d *daemon) guarded() (s *served, guard int) {
+	d.t.Helper()
+	dir := filepath.Join(d.dir, "group", "ns", "g") // below it the shim finds its runtime's root
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		d.t.Fatal(err)
+	}
+	params, err := proto.Marshal(&bootstrap.BootstrapParams{
+		InstanceID: "g", Namespace: "ns", SocketDir: proto.String(filepath.Join(d.dir, "s")),
+	})
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	cmd := exec.Command(binary, "-namespace", "ns", "-address", d.address(), "-id", "g", "guard")
+	cmd.Dir, cmd.Stdin, cmd.Stderr = dir, bytes.NewReader(params), d.t.Output()
+	cmd.Env = append(os.Environ(), "TTRPC_ADDRESS="+d.address()+".ttrpc", "BERTH_SHIM_LINGER=1m")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	var result bootstrap.BootstrapResult
+	data, err := io.ReadAll(out)
+	if err == nil {
+		err = proto.Unmarshal(data, &result)
+	}
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	d.t.Cleanup(func() {
+		await(d.t, "the end of the guard", func() bool { return reap(cmd.Process.Pid, 0) })
+	})
+	return d.connect("", result.Address), cmd.Process.Pid
 }
 
 // start runs the action "start" and connects to what it tells.
@@ -272,9 +326,10 @@ func (s *served) create(bundle string) int {
 func (s *served) ended() {
 	s.t.Helper()
 	await(s.t, "the end of the shim", func() bool { return reap(s.pid, 0) })
-	if _, err := os.Lstat(s.socket); !errors.Is(err, os.ErrNotExist) {
-		s.t.Errorf("the socket is left: %v", err)
-	}
+	await(s.t, "the end of the socket", func() bool { // a guard removes it after the shim's end
+		_, err := os.Lstat(s.socket)
+		return errors.Is(err, os.ErrNotExist)
+	})
 }
 
 // reap signals the process, if a signal is given, and says whether it is gone.

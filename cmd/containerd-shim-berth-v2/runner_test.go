@@ -76,7 +76,13 @@ func (r *remote) task(container string) remoteTask {
 func newRemote(t *testing.T, service, runtime string) *remote {
 	t.Helper()
 	d := newDaemon(t)
-	r := &remote{daemon: d, shim: d.start(d.bundle("hold", "", nil)), service: service, ids: map[string]bool{}}
+	return d.remote(d.start(d.bundle("hold", "", nil)), service, runtime)
+}
+
+func (d *daemon) remote(s *served, service, runtime string) *remote {
+	t := d.t
+	t.Helper()
+	r := &remote{daemon: d, shim: s, service: service, ids: map[string]bool{}}
 	var err error
 	r.options, err = typeurl.MarshalAnyToProto(&options.Options{BinaryName: runtime, Root: r.shim.root})
 	if err != nil {
@@ -168,7 +174,11 @@ var statusOf = map[taskTypes.Status]task.Status{
 func (p remoteProcess) State(ctx context.Context) (task.State, error) {
 	var r taskAPI.StateResponse
 	err := p.ask(ctx, "State", &taskAPI.StateRequest{ID: p.container, ExecID: p.exec}, &r)
-	return task.State{ID: p.ID(), ExecID: p.exec, Pid: r.Pid, Status: statusOf[r.Status]}, err
+	st := task.State{ID: p.ID(), ExecID: p.exec, Pid: r.Pid, Status: statusOf[r.Status]}
+	if st.Status == task.Stopped {
+		st.Exit = &task.Exit{Pid: r.Pid, Status: r.ExitStatus, At: r.ExitedAt.AsTime()}
+	}
+	return st, err
 }
 
 func (p remoteProcess) Start(ctx context.Context) (uint32, error) {

@@ -326,6 +326,15 @@ func TestShimEventsOverTTRPC(t *testing.T) {
 	case err := <-errs:
 		t.Fatal(err)
 	}
+	// A successor of that shim, which does not know that we have it.
+	if _, err := shim.Forward(ctx, &ttrpcevents.ForwardRequest{Envelope: env}); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case got := <-ch:
+		t.Errorf("the event came again: %v", got)
+	default:
+	}
 	for name, bad := range map[string]*types.Envelope{
 		"nothing":         nil,
 		"no event":        {Namespace: "red", Topic: "/a", Timestamp: at},

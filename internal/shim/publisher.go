@@ -42,14 +42,23 @@ type publisher struct {
 	mu      sync.Mutex
 	queue   []*types.Envelope // guarded by mu
 	dropped int               // guarded by mu
+	journal *journal          // of the queue, guarded by mu; nil: no successor will read it
 	drained chan struct{}     // closed when the queue empties, guarded by mu; nil: nobody waits
 }
 
-func newPublisher(address string, log *slog.Logger) *publisher {
+// newPublisher goes on with what a predecessor left in the journal, a file;
+// without a path there is none.
+func newPublisher(address, journal string, log *slog.Logger) *publisher {
 	ctx, cancel := context.WithCancel(context.Background())
 	p := &publisher{
 		address: strings.TrimPrefix(address, "unix://"), log: log,
 		wake: make(chan struct{}, 1), cancel: cancel,
+	}
+	if journal != "" && p.address != "" {
+		var err error
+		if p.journal, p.queue, err = openJournal(journal); err != nil {
+			log.Error("events that are not sent will not outlive this shim", "error", err)
+		}
 	}
 	if p.address != "" {
 		p.wg.Go(func() { p.run(ctx) })
@@ -69,17 +78,39 @@ func (p *publisher) Emit(e task.Event) {
 	}
 	p.mu.Lock()
 	if len(p.queue) >= maxQueue {
-		p.queue = p.queue[1:]
+		p.takeLocked()
 		p.dropped++
 	}
 	p.queue = append(p.queue, &types.Envelope{
 		Timestamp: timestamppb.Now(), Namespace: e.ID.Namespace, Topic: e.Kind.Topic(), Event: event,
 	})
+	if p.journal != nil {
+		p.noteLocked(p.journal.add(p.queue))
+	}
 	p.mu.Unlock()
 	select {
 	case p.wake <- struct{}{}:
 	default:
 	}
+}
+
+// takeLocked takes the oldest event off the queue. The caller holds mu.
+func (p *publisher) takeLocked() {
+	e := p.queue[0]
+	p.queue[0] = nil
+	p.queue = p.queue[1:]
+	if p.journal != nil {
+		p.noteLocked(p.journal.drop(e, p.queue))
+	}
+}
+
+// noteLocked gives a journal up that cannot be written. The caller holds mu.
+func (p *publisher) noteLocked(err error) {
+	if err == nil {
+		return
+	}
+	p.log.Error("events that are not sent will not outlive this shim", "error", errors.Join(err, p.journal.f.Close()))
+	p.journal = nil
 }
 
 func (p *publisher) head() *types.Envelope {
@@ -101,8 +132,7 @@ func (p *publisher) sent(e *types.Envelope) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.queue) > 0 && p.queue[0] == e {
-		p.queue[0] = nil
-		p.queue = p.queue[1:]
+		p.takeLocked()
 	}
 	if p.dropped > 0 {
 		p.log.Error("events were dropped while the daemon was away", "count", p.dropped)
@@ -200,5 +230,11 @@ func (p *publisher) Close(ctx context.Context) error {
 	}
 	p.cancel()
 	p.wg.Wait()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.journal != nil {
+		err = errors.Join(err, p.journal.f.Close())
+		p.journal = nil
+	}
 	return err
 }

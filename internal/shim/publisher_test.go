@@ -87,7 +87,7 @@ func closeWithin(t *testing.T, p *publisher, limit time.Duration) error {
 // A daemon that goes and comes gets every event, each after the one before it.
 func TestPublisherKeepsOrder(t *testing.T) {
 	d := newDaemon(t)
-	p := newPublisher("unix://"+d.path, slog.New(slog.DiscardHandler))
+	p := newPublisher("unix://"+d.path, "", slog.New(slog.DiscardHandler))
 	want := started(p, 0, 5) // before the daemon is there
 	leave := d.come(t)
 	await(t, "the first events", func() bool { return len(d.events()) == 5 })
@@ -120,7 +120,7 @@ func TestPublisherDropsWhatIsRefused(t *testing.T) {
 		return nil
 	}
 	d.come(t)
-	p := newPublisher(d.path, log.logger())
+	p := newPublisher(d.path, "", log.logger())
 	want := started(p, 0, 5)
 	if err := closeWithin(t, p, limit); err != nil {
 		t.Error(err)
@@ -138,7 +138,7 @@ func TestPublisherDropsWhatIsRefused(t *testing.T) {
 func TestPublisherDropsTheOversized(t *testing.T) {
 	d := newDaemon(t)
 	d.come(t)
-	p := newPublisher(d.path, slog.New(slog.DiscardHandler))
+	p := newPublisher(d.path, "", slog.New(slog.DiscardHandler))
 	p.Emit(task.Event{Kind: task.EventCreate, ID: task.ID{Namespace: "ns", Container: "big"}, Bundle: strings.Repeat("x", 5<<20)})
 	want := started(p, 0, 1)
 	if err := closeWithin(t, p, limit); err != nil {
@@ -153,7 +153,7 @@ func TestPublisherDropsTheOversized(t *testing.T) {
 func TestPublisherQueueIsBounded(t *testing.T) {
 	var log logBuffer
 	d := newDaemon(t)
-	p := newPublisher(d.path, log.logger())
+	p := newPublisher(d.path, "", log.logger())
 	const more = 10
 	want := started(p, 0, maxQueue+more)[more:]
 	p.mu.Lock()
@@ -178,7 +178,7 @@ func TestPublisherQueueIsBounded(t *testing.T) {
 // call and does not answer.
 func TestPublisherCloseIsBounded(t *testing.T) {
 	t.Run("away", func(t *testing.T) {
-		p := newPublisher(newDaemon(t).path, slog.New(slog.DiscardHandler))
+		p := newPublisher(newDaemon(t).path, "", slog.New(slog.DiscardHandler))
 		started(p, 0, 3)
 		checkClose(t, p, "3 events not delivered")
 	})
@@ -192,7 +192,7 @@ func TestPublisherCloseIsBounded(t *testing.T) {
 		}
 		d.come(t)
 		defer close(answer)
-		p := newPublisher(d.path, slog.New(slog.DiscardHandler))
+		p := newPublisher(d.path, "", slog.New(slog.DiscardHandler))
 		started(p, 0, 1)
 		<-asked
 		checkClose(t, p, "1 events not delivered")
@@ -212,7 +212,7 @@ func checkClose(t *testing.T, p *publisher, want string) {
 }
 
 func TestPublisherWithoutAddress(t *testing.T) {
-	p := newPublisher("", slog.New(slog.DiscardHandler))
+	p := newPublisher("", "", slog.New(slog.DiscardHandler))
 	started(p, 0, 3)
 	if len(p.queue) > 0 {
 		t.Error("events wait for nobody")

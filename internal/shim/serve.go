@@ -84,7 +84,11 @@ func Serve(ctx context.Context, cfg ServeConfig) error {
 	if cfg.Linger <= 0 {
 		cfg.Linger = DefaultLinger
 	}
-	s := &server{cfg: cfg, shutdownC: make(chan struct{}), events: newPublisher(cfg.EventsAddress, cfg.Log)}
+	journal := ""
+	if cfg.Dir != "" {
+		journal = filepath.Join(cfg.Dir, "events")
+	}
+	s := &server{cfg: cfg, shutdownC: make(chan struct{}), events: newPublisher(cfg.EventsAddress, journal, cfg.Log)}
 	s.trim = time.AfterFunc(trimAfter, debug.FreeOSMemory)
 	defer s.trim.Stop()
 	if err := s.open(ctx); err != nil {
