@@ -188,6 +188,7 @@ func TestUsageErrors(t *testing.T) {
 		"workdir":         {[]string{"run", "-w", "x", "image"}, 125, "absolute path"},
 		"propagation":     {[]string{"run", "--rootfs-propagation", "x", "image"}, 125, "private, slave"},
 		"tail":            {[]string{"logs", "--tail", "few", "x"}, 1, "few"},
+		"since":           {[]string{"logs", "--since", "soon", "x"}, 1, "soon"},
 		"empty command":   {[]string{"exec", "x"}, 125, "a command is missing"},
 		"password":        {[]string{"pull", "--user", "me", "x"}, 1, "password"},
 	} {

@@ -1,11 +1,11 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -14,6 +14,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/urfave/cli/v3"
 	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/internal/logfile"
 )
 
 func (a *App) logsCommand() *cli.Command {
@@ -23,14 +25,19 @@ func (a *App) logsCommand() *cli.Command {
 		ArgsUsage: "CONTAINER",
 		Category:  "Containers",
 		Description: `The log is a file that the container's shim writes: it goes on whatever becomes
-of the daemon.
+of the daemon. What the container wrote to its standard error comes there again.
 
 Examples:
   berth logs web
-  berth logs -f --tail 20 web`,
+  berth logs -f --tail 20 web
+  berth logs -t --since 10m web
+  berth logs --since 2026-11-22T08:00:00Z --until 2026-11-22T09:00:00Z web`,
 		Flags: []cli.Flag{
 			yes("follow", "go on until the container ends", "f"),
-			&cli.StringFlag{Name: "tail", Value: "all", Usage: "begin with the last `N` lines"},
+			&cli.StringFlag{Name: "tail", Aliases: []string{"n"}, Value: "all", Usage: "begin with the last `N` lines"},
+			str("since", "only what was written at this `TIME` or later (2026-11-22T08:00:00Z, seconds since 1970, or 10m for ten minutes ago)"),
+			str("until", "only what was written at this `TIME` or before"),
+			yes("timestamps", "begin each line with its time", "t"),
 			yes("path", "print the log's file name alone"),
 		},
 		UseShortOptionHandling: true,
@@ -38,17 +45,59 @@ Examples:
 	}
 }
 
+// logOptions are the flags of logs.
+type logOptions struct {
+	follow, timestamps bool
+	filter             logfile.Filter
+}
+
+func readLogOptions(cmd *cli.Command, now time.Time) (o logOptions, err error) {
+	o = logOptions{follow: cmd.Bool("follow"), timestamps: cmd.Bool("timestamps"), filter: logfile.Filter{Tail: -1}}
+	if s := cmd.String("tail"); s != "all" {
+		n, err := strconv.ParseInt(s, 10, 32)
+		if err != nil || n < 0 {
+			return o, usageError("--tail %q: use a number, or all", s)
+		}
+		o.filter.Tail = n
+	}
+	if o.filter.Since, err = parseMoment("since", cmd.String("since"), now); err != nil {
+		return o, err
+	}
+	if o.filter.Until, err = parseMoment("until", cmd.String("until"), now); err != nil {
+		return o, err
+	}
+	if o.follow && !o.filter.Until.IsZero() {
+		return o, usageError("--follow excludes --until")
+	}
+	return o, nil
+}
+
+// parseMoment reads a time, or how long ago it was; empty is the zero time.
+func parseMoment(flag, s string, now time.Time) (time.Time, error) {
+	if s == "" {
+		return time.Time{}, nil
+	}
+	if d, err := time.ParseDuration(s); err == nil {
+		return now.Add(-d), nil
+	}
+	if n, err := strconv.ParseFloat(s, 64); err == nil && n >= 0 && n < 1<<40 {
+		return time.Unix(int64(n), int64((n-float64(int64(n)))*1e9)), nil
+	}
+	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05", "2006-01-02T15:04", time.DateTime, time.DateOnly} {
+		if t, err := time.ParseInLocation(layout, s, time.Local); err == nil {
+			return t, nil
+		}
+	}
+	return time.Time{}, usageError("--%s %q: use a time like 2026-11-22T08:00:00Z, seconds since 1970, or 10m for ten minutes ago", flag, s)
+}
+
 func (a *App) logs(ctx context.Context, cmd *cli.Command) error {
 	if cmd.NArg() != 1 {
 		return usageError("name one container (berth logs CONTAINER)")
 	}
-	lines := int64(-1)
-	if s := cmd.String("tail"); s != "all" {
-		n, err := strconv.ParseInt(s, 10, 32)
-		if err != nil || n < 0 {
-			return usageError("--tail %q: use a number, or all", s)
-		}
-		lines = n
+	opts, err := readLogOptions(cmd, time.Now())
+	if err != nil {
+		return err
 	}
 	return a.with(ctx, cmd, func(ctx context.Context, s *session) error {
 		id := cmd.Args().First()
@@ -64,44 +113,135 @@ func (a *App) logs(ctx context.Context, cmd *cli.Command) error {
 			return say(errdefs.ErrNotFound, "container %q: it has no log (only a container started with --detach has one)", id)
 		}
 		if cmd.Bool("path") {
-			s.printf("%s\n", r.Log)
+			s.printf("%s\n", logPath(r.Log))
 			return nil
 		}
-		f, err := os.Open(r.Log)
+		l, err := a.openLog(r.Log, opts)
 		if err != nil {
 			return fmt.Errorf("container %q: log: %w", id, err)
 		}
-		defer f.Close()
-		if lines >= 0 {
-			if err := seekLines(f, lines); err != nil {
-				return fmt.Errorf("log %s: %w", r.Log, err)
-			}
+		defer l.close()
+		if !opts.follow {
+			return l.print()
 		}
-		if !cmd.Bool("follow") {
-			return copyLog(s.Stdout, f)
-		}
-		return s.followLog(ctx, id, f)
+		return s.followLog(ctx, id, logPath(r.Log), l)
 	})
 }
 
-// copyLog prints from where the file stands to its end. A reader that went
-// away is no failure.
-func copyLog(w io.Writer, f *os.File) error {
-	_, err := io.Copy(w, f)
+// errReaderGone ends a command whose output nobody reads, without words.
+var errReaderGone error = &exitError{code: 0}
+
+// readerGone turns the error of a reader that went away into no failure.
+func readerGone(err error) error {
 	if errors.Is(err, unix.EPIPE) {
 		return errReaderGone
 	}
 	return err
 }
 
-// errReaderGone ends a command whose output nobody reads, without words.
-var errReaderGone error = &exitError{code: 0}
+// openedLog is a log that is being printed.
+type openedLog interface {
+	// print prints what is there and was not printed.
+	print() error
+	close()
+}
+
+// openLog opens a log by what a record says of it.
+func (a *App) openLog(log string, o logOptions) (openedLog, error) {
+	if !isJSONLog(log) {
+		if o.timestamps || !o.filter.Since.IsZero() || !o.filter.Until.IsZero() {
+			return nil, usageError("%s has no times: it is the bare output (--timestamps, --since and --until need a json-file log)", log)
+		}
+		f, err := os.Open(log)
+		if err == nil && o.filter.Tail >= 0 {
+			if err = seekLines(f, o.filter.Tail); err != nil {
+				f.Close()
+			}
+		}
+		return &rawLog{f, a.Stdout}, err
+	}
+	r, err := logfile.Read(logPath(log), o.filter)
+	return &jsonLog{app: a, r: r, timestamps: o.timestamps, begun: map[string]bool{}}, err
+}
+
+type rawLog struct {
+	f   *os.File
+	out io.Writer
+}
+
+func (l *rawLog) print() error {
+	_, err := io.Copy(l.out, l.f)
+	return readerGone(err)
+}
+
+func (l *rawLog) close() { l.f.Close() }
+
+// jsonLog puts each stream where the container wrote it.
+type jsonLog struct {
+	app        *App
+	r          *logfile.Reader
+	timestamps bool
+	begun      map[string]bool // streams in the middle of a line
+	buf        bytes.Buffer
+}
+
+func (l *jsonLog) print() error {
+	var to io.Writer // of what is in the buffer
+	flush := func() error {
+		if l.buf.Len() == 0 {
+			return nil
+		}
+		_, err := l.buf.WriteTo(to)
+		return readerGone(err)
+	}
+	for {
+		rec, err := l.r.Next()
+		if err == io.EOF {
+			return flush()
+		}
+		if err != nil {
+			return err
+		}
+		out := l.app.Stderr
+		if rec.Stream == "stdout" {
+			out = l.app.Stdout
+		}
+		if out != to || l.buf.Len() > 32<<10 {
+			if err := flush(); err != nil {
+				return err
+			}
+			to = out
+		}
+		l.line(rec)
+	}
+}
+
+// line formats a record, which may be a part of a line.
+func (l *jsonLog) line(rec logfile.Record) {
+	if !l.begun[rec.Stream] {
+		if l.timestamps {
+			l.buf.WriteString(rec.Time.UTC().Format("2006-01-02T15:04:05.000000000Z") + " ")
+		}
+		if rec.Stream == logfile.Lost {
+			l.buf.WriteString("berth: ")
+		}
+	}
+	l.begun[rec.Stream] = rec.Text == "" || rec.Text[len(rec.Text)-1] != '\n'
+	l.buf.WriteString(rec.Text)
+}
+
+func (l *jsonLog) close() {
+	if n := l.r.Skipped(); n > 0 {
+		l.app.warnf("logs: %d lines of the log are damaged and left out", n)
+	}
+	l.r.Close()
+}
 
 // followLog prints what is there and what comes, until the container ends.
-func (s *session) followLog(ctx context.Context, id string, f *os.File) error {
-	changes, err := watchFile(f.Name())
+func (s *session) followLog(ctx context.Context, id, path string, l openedLog) error {
+	changes, err := watchFile(path)
 	if err != nil {
-		return fmt.Errorf("watch log %s: %w", f.Name(), err)
+		return fmt.Errorf("watch log %s: %w", path, err)
 	}
 	defer changes.Close()
 	waitCtx, cancel := context.WithCancel(ctx)
@@ -112,20 +252,9 @@ func (s *session) followLog(ctx context.Context, id string, f *os.File) error {
 		ended <- err
 	}()
 	wrote := make(chan struct{}, 1)
-	go func() { // ends with changes
-		buf := make([]byte, 4096)
-		for {
-			if _, err := changes.Read(buf); err != nil {
-				return
-			}
-			select {
-			case wrote <- struct{}{}:
-			default:
-			}
-		}
-	}()
+	go reportChanges(changes, filepath.Base(path), wrote) // ends with changes
 	for {
-		if err := copyLog(s.Stdout, f); err != nil {
+		if err := l.print(); err != nil {
 			return err
 		}
 		select {
@@ -136,38 +265,65 @@ func (s *session) followLog(ctx context.Context, id string, f *os.File) error {
 			if err != nil && !errdefs.IsNotFound(err) {
 				return fmt.Errorf("container %q: wait: %w", id, err)
 			}
-			return s.lastLines(f, wrote)
+			return lastLines(l, wrote)
 		}
 	}
 }
 
+// logQuiet is how long a log may be silent after the container's end before it
+// counts as complete.
+const logQuiet = time.Second
+
 // lastLines prints what a shim still writes after the exit.
-func (s *session) lastLines(f *os.File, wrote <-chan struct{}) error {
+func lastLines(l openedLog, wrote <-chan struct{}) error {
 	for {
-		if err := copyLog(s.Stdout, f); err != nil {
+		if err := l.print(); err != nil {
 			return err
 		}
 		select {
 		case <-wrote:
-		case <-time.After(quietTime):
-			return copyLog(s.Stdout, f)
+		case <-time.After(logQuiet):
+			return l.print()
 		}
 	}
 }
 
 // watchFile returns an inotify descriptor that becomes readable with every
-// write to the file.
+// write to the file, and when another takes its place.
 func watchFile(name string) (*os.File, error) {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
 		return nil, err
 	}
 	f := os.NewFile(uintptr(fd), "inotify")
-	if _, err := unix.InotifyAddWatch(fd, name, unix.IN_MODIFY); err != nil {
+	// The directory: a watch of the file would go along when it is renamed.
+	dir := filepath.Dir(name)
+	if _, err := unix.InotifyAddWatch(fd, dir, unix.IN_MODIFY|unix.IN_CREATE|unix.IN_MOVED_TO); err != nil {
 		f.Close()
-		return nil, &os.PathError{Op: "inotify_add_watch", Path: name, Err: err}
+		return nil, &os.PathError{Op: "inotify_add_watch", Path: dir, Err: err}
 	}
 	return f, nil
+}
+
+// reportChanges puts a value into wrote, if it has room, for each change of
+// the file with that name.
+func reportChanges(changes io.Reader, name string, wrote chan<- struct{}) {
+	buf := make([]byte, 4096)
+	for {
+		n, err := changes.Read(buf)
+		if err != nil {
+			return
+		}
+		// Names stand in the events as they are, with NUL bytes behind them; an
+		// event without a name says that some were lost.
+		if n > unix.SizeofInotifyEvent && !bytes.Contains(buf[:n], []byte(name)) {
+			continue
+		}
+		select {
+		case wrote <- struct{}{}:
+		default:
+		}
+	}
 }
 
 // seekLines moves to the beginning of the last n lines. It reads from the end,
@@ -198,15 +354,4 @@ func seekLines(f *os.File, n int64) error {
 	}
 	_, err = f.Seek(0, io.SeekStart)
 	return err
-}
-
-// removeLog removes a log that logFile made, and the directory of its
-// namespace when that was the last; the empty name is none.
-func removeLog(name string) {
-	if name == "" {
-		return
-	}
-	if err := os.Remove(name); err == nil || errors.Is(err, fs.ErrNotExist) {
-		_ = os.Remove(filepath.Dir(name))
-	}
 }

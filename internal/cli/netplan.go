@@ -194,7 +194,7 @@ func (s *session) makeFiles(ctx context.Context, p *plan) (string, error) {
 	if n.mode != "cni" && joined == "" && len(n.hosts) == 0 && !n.dnsGiven() {
 		return "", nil
 	}
-	root, err := s.daemonRoot(ctx)
+	_, root, err := s.daemonExports(ctx)
 	if err != nil {
 		return "", err
 	}

@@ -120,7 +120,7 @@ func describeContainer(c *containers.Container, p *tasktypes.Process) containerR
 		row.Command = spec.Process.Args
 	}
 	r, _ := readRecord(c)
-	row.LogFile = r.Log
+	row.LogFile = logPath(r.Log)
 	switch {
 	case p != nil:
 		row.Status, row.Pid = statusWord(p.Status), p.Pid

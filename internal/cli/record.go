@@ -20,7 +20,7 @@ const (
 
 // record is what berth notes about a container that it made.
 type record struct {
-	// Log is the file that gets the output, empty for none.
+	// Log gets the output: see logURI. Empty for none.
 	Log string `json:"log,omitempty"`
 	// Detached says that the container was started in the background.
 	Detached bool `json:"detached,omitempty"`

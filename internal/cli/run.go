@@ -64,7 +64,7 @@ func (a *App) run(ctx context.Context, cmd *cli.Command) error {
 	return a.with(ctx, cmd, func(ctx context.Context, s *session) error {
 		p.detached = st.detach
 		if st.keepsLog() {
-			if p.log, err = s.logFile(ctx, p.spec.ID, false); err != nil {
+			if p.log, err = s.newLog(ctx, p.spec.ID, p.runtime, false); err != nil {
 				return err
 			}
 		}

@@ -8,11 +8,15 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
+	"github.com/containerd/containerd/v2/defaults"
 	"github.com/urfave/cli/v3"
 	"golang.org/x/sys/unix"
 
 	"github.com/berthd/berth/internal/cli/attach"
+	"github.com/berthd/berth/internal/logfile"
 )
 
 // streams say where the standard streams of a process go.
@@ -93,8 +97,46 @@ func (st *streams) open(a *App, id, log string) (paths, *attach.IO, error) {
 	return p, io, nil
 }
 
-// logURI names a log file in a request.
-func logURI(file string) string { return (&url.URL{Scheme: "file", Path: file}).String() }
+// How large a log may become that nobody gave a size: 50 MiB.
+const (
+	logSize  = 10 << 20
+	logFiles = 5
+)
+
+// A log is noted, in a container's record, as the URI of a log of JSON lines or
+// as the path of a file with the bare output.
+
+func isJSONLog(log string) bool { return strings.HasPrefix(log, logfile.Scheme+":") }
+
+// logURI is a log as a request names it.
+func logURI(log string) string {
+	if isJSONLog(log) {
+		return log
+	}
+	return (&url.URL{Scheme: "file", Path: log}).String()
+}
+
+// logPath is the file of a log; of one that rotates, the newest.
+func logPath(log string) string {
+	if isJSONLog(log) {
+		if cfg, err := logfile.Parse(log); err == nil {
+			return cfg.Path
+		}
+	}
+	return log
+}
+
+// removeLog removes a log that newLog made, and the directory of its namespace
+// when that was the last; the empty name is none.
+func removeLog(log string) {
+	if log == "" {
+		return
+	}
+	path := logPath(log)
+	if err := logfile.Remove(path); err == nil {
+		_ = os.Remove(filepath.Dir(path))
+	}
+}
 
 // The place of logs under a daemon that does not say where it keeps its files.
 const defaultRoot = "/var/lib/berth"
@@ -102,11 +144,11 @@ const defaultRoot = "/var/lib/berth"
 // The plugin that says it: its exports have "root".
 const runtimePluginFilter = "type==io.containerd.runtime.v2,id==task"
 
-// logFile makes the log of a container in the background, empty, and returns
-// its path. The shim writes it; nobody else stands in the way.
-// A container that exists keeps what its earlier runs wrote.
-func (s *session) logFile(ctx context.Context, id string, exists bool) (string, error) {
-	root, err := s.daemonRoot(ctx)
+// newLog makes the log of a container in the background, empty. The shim writes
+// it; nobody else stands in the way. It has times and rotates where the daemon and the
+// runtime know that. A container that exists keeps what its earlier runs wrote.
+func (s *session) newLog(ctx context.Context, id, runtime string, exists bool) (string, error) {
+	exports, root, err := s.daemonExports(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -119,34 +161,44 @@ func (s *session) logFile(ctx context.Context, id string, exists bool) (string, 
 	}
 	// Exclusive: the log of a container that has the name is not to be lost.
 	f, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY|unix.O_NOFOLLOW, 0o600)
+	log := name
+	// Other makers' shims do not know it.
+	if slices.Contains(strings.Split(exports["log-uri-schemes"], ","), logfile.Scheme) &&
+		slices.Contains([]string{"", defaults.DefaultRuntime, "io.containerd.berth.v2"}, runtime) {
+		log = logfile.Config{Path: name, MaxSize: logSize, MaxFiles: logFiles}.URI()
+	}
 	if exists && errors.Is(err, fs.ErrExist) {
-		return name, nil
+		return log, nil
 	}
 	if errors.Is(err, fs.ErrExist) {
 		if _, getErr := s.client.ContainerService().Get(ctx, id); getErr == nil {
 			return "", s.taken(ctx, id)
 		}
 		// Its container went without berth.
-		f, err = os.OpenFile(name, os.O_TRUNC|os.O_WRONLY|unix.O_NOFOLLOW, 0o600)
+		if err = logfile.Remove(name); err == nil {
+			f, err = os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY|unix.O_NOFOLLOW, 0o600)
+		}
 	}
 	if err != nil {
 		return "", fmt.Errorf("log: %w", err)
 	}
-	return name, f.Close()
+	return log, f.Close()
 }
 
-// daemonRoot is where the daemon keeps its files.
-func (s *session) daemonRoot(ctx context.Context) (string, error) {
+// daemonExports is what the daemon says of its runtime, and where it keeps its
+// files.
+func (s *session) daemonExports(ctx context.Context) (exports map[string]string, root string, err error) {
 	answer, err := s.client.IntrospectionService().Plugins(ctx, runtimePluginFilter)
 	if err != nil {
-		return "", fmt.Errorf("ask the daemon for its directory: %w", err)
+		return nil, "", fmt.Errorf("ask the daemon for its directory: %w", err)
 	}
 	for _, p := range answer.Plugins {
-		if dir := p.Exports["root"]; filepath.IsAbs(dir) {
-			return dir, nil
-		}
+		exports = p.Exports
 	}
-	return defaultRoot, nil
+	if root = exports["root"]; !filepath.IsAbs(root) {
+		root = defaultRoot
+	}
+	return exports, root, nil
 }
 
 // replaceFile writes a file so that a reader sees all of it or nothing.

@@ -66,7 +66,8 @@ var allowed = map[string][]string{
 	"internal/cli/network":   {},
 	"internal/cli/runspec":   {},
 	"internal/cli": {
-		"internal/cli/attach", "internal/cli/autostart", "internal/cli/network", "internal/cli/runspec", "internal/version",
+		"internal/cli/attach", "internal/cli/autostart", "internal/cli/network", "internal/cli/runspec", "internal/logfile",
+		"internal/version",
 	},
 	"cmd/berth": {"internal/cli"},
 }

@@ -173,10 +173,11 @@ func newGate(t *testing.T) gate {
 // mount is the option that puts the gate into a container.
 func (g gate) mount() string { return "type=bind,src=" + g.dir + ",dst=/gate,options=rbind" }
 
+// wait is a shell command that ends once the gate is open.
+func (g gate) wait() string { return "while [ ! -e /gate/open ]; do sleep 0.02; done" }
+
 // script is a shell script that ends with the code once the gate is open.
-func (g gate) script(code int) string {
-	return fmt.Sprintf("while [ ! -e /gate/open ]; do sleep 0.02; done; exit %d", code)
-}
+func (g gate) script(code int) string { return fmt.Sprintf("%s; exit %d", g.wait(), code) }
 
 func (g gate) open(t *testing.T) {
 	t.Helper()
