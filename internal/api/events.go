@@ -10,6 +10,7 @@ import (
 	ttrpcevents "github.com/containerd/containerd/api/services/ttrpc/events/v1"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/v2/core/events"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/typeurl/v2"
@@ -37,6 +38,9 @@ func NewEvents(exchange EventExchange) *Events { return &Events{exchange: exchan
 
 // Publish sends an event of the caller's namespace.
 func (s *Events) Publish(ctx context.Context, r *eventsapi.PublishRequest) (*emptypb.Empty, error) {
+	if _, err := namespaces.NamespaceRequired(ctx); err != nil {
+		return nil, errgrpc.ToGRPC(err)
+	}
 	if r.Event == nil {
 		return nil, errgrpc.ToGRPC(fmt.Errorf("publish event %q: event is missing: %w", r.Topic, errdefs.ErrInvalidArgument))
 	}

@@ -130,10 +130,14 @@ func (s *Tasks) Delete(ctx context.Context, r *tasksapi.DeleteTaskRequest) (*tas
 
 // DeleteProcess frees an exec that does not run any more.
 func (s *Tasks) DeleteProcess(ctx context.Context, r *tasksapi.DeleteProcessRequest) (*tasksapi.DeleteResponse, error) {
+	t, err := s.find(ctx, r.ContainerID)
+	if err != nil {
+		return nil, errgrpc.ToGRPC(err)
+	}
 	if r.ExecID == "" {
 		return nil, errgrpc.ToGRPC(errNoExecID)
 	}
-	p, err := s.process(ctx, r.ContainerID, r.ExecID)
+	p, err := t.Process(ctx, r.ExecID)
 	if err != nil {
 		return nil, errgrpc.ToGRPC(err)
 	}
@@ -174,16 +178,16 @@ func (s *Tasks) Exec(ctx context.Context, r *tasksapi.ExecProcessRequest) (*empt
 	if r.ExecID == "" {
 		return nil, errgrpc.ToGRPC(errNoExecID)
 	}
+	t, err := s.find(ctx, r.ContainerID)
+	if err != nil {
+		return nil, errgrpc.ToGRPC(err)
+	}
 	if err := identifiers.Validate(r.ExecID); err != nil {
 		return nil, errgrpc.ToGRPC(fmt.Errorf("exec id: %w", err))
 	}
 	if len(r.GetSpec().GetValue()) == 0 {
 		return nil, errgrpc.ToGRPC(fmt.Errorf("exec %q of container %q has no process spec: %w",
 			r.ExecID, r.ContainerID, errdefs.ErrInvalidArgument))
-	}
-	t, err := s.find(ctx, r.ContainerID)
-	if err != nil {
-		return nil, errgrpc.ToGRPC(err)
 	}
 	_, err = t.Exec(ctx, r.ExecID, task.ExecConfig{
 		Spec:  r.Spec.Value,
