@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/containerd/v2/core/sandbox"
 	"github.com/containerd/ttrpc"
 
 	"github.com/berthd/berth/internal/api"
@@ -25,6 +26,8 @@ type runtime interface {
 	// Load takes up the tasks that an earlier engine left.
 	Load(ctx context.Context) error
 	PluginInfo(ctx context.Context, r *types.RuntimeRequest) (*types.RuntimeInfo, error)
+	// Sandboxes controls sandboxes over shims that serve them.
+	Sandboxes() sandbox.Controller
 	// Close lets go of the shims, which go on.
 	Close(ctx context.Context) error
 }

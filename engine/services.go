@@ -4,6 +4,8 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/containerd/containerd/v2/core/sandbox"
+
 	"github.com/berthd/berth/internal/api"
 	"github.com/berthd/berth/internal/version"
 )
@@ -44,6 +46,7 @@ func (e *Engine) makeServices() error {
 		Mounts:        api.NewMounts(e.store.Mounts),
 		Namespaces:    api.NewNamespaces(e.store.Namespaces, e.exchange),
 		Sandboxes:     api.NewSandboxStore(e.store.Sandboxes),
+		Sandboxers:    api.NewSandboxControllers(map[string]sandbox.Controller{api.SandboxerShim: e.runtime.Sandboxes()}, e.exchange),
 		Snapshots:     api.NewSnapshots(e.store),
 		Streaming:     api.NewStreaming(e.store.Streams),
 		Tasks:         e.tasks,

@@ -12,6 +12,7 @@ import (
 // waiting are the calls that last as long as their caller likes.
 var waiting = map[string]bool{
 	"/containerd.services.tasks.v1.Tasks/Wait":           true,
+	"/containerd.services.sandbox.v1.Controller/Wait":    true,
 	"/containerd.services.events.v1.Events/Subscribe":    true,
 	"/containerd.services.streaming.v1.Streaming/Stream": true,
 	"/grpc.health.v1.Health/Watch":                       true,

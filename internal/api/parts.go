@@ -14,6 +14,7 @@ const (
 
 	typeEvents  = "io.containerd.event.v1"
 	typeService = "io.containerd.grpc.v1"
+	typeSandbox = "io.containerd.sandbox.controller.v1"
 	typeMonitor = "io.containerd.monitor.container.v1"
 )
 
@@ -33,6 +34,7 @@ func Parts(root string) []storage.Descriptor {
 			Exports:   map[string]string{"root": root, "log-uri-schemes": logSchemes},
 		},
 		{Type: typeEvents, ID: "exchange"},
+		{Type: typeSandbox, ID: SandboxerShim, Requires: []string{TypeRuntime, typeEvents}},
 		{
 			// nerdctl looks here for the policies of its --restart.
 			Type: typeMonitor, ID: "restart", Requires: []string{typeEvents, typeService},
@@ -48,5 +50,5 @@ func Parts(root string) []storage.Descriptor {
 // serviceIDs are containerd's names of the services.
 var serviceIDs = []string{
 	"containers", "content", "diff", "events", "healthcheck", "images", "introspection", "leases", "mounts",
-	"namespaces", "sandboxes", "snapshots", "streaming", "tasks", "transfer", "version",
+	"namespaces", "sandbox-controllers", "sandboxes", "snapshots", "streaming", "tasks", "transfer", "version",
 }

@@ -48,6 +48,7 @@ type Services struct {
 	Mounts        mountsapi.MountsServer
 	Namespaces    namespacesapi.NamespacesServer
 	Sandboxes     sandboxapi.StoreServer
+	Sandboxers    sandboxapi.ControllerServer
 	Snapshots     snapshotsapi.SnapshotsServer
 	Streaming     streamingapi.StreamingServer
 	Tasks         tasksapi.TasksServer
@@ -67,6 +68,7 @@ func (s Services) register(r grpc.ServiceRegistrar) {
 	mountsapi.RegisterMountsServer(r, s.Mounts)
 	namespacesapi.RegisterNamespacesServer(r, s.Namespaces)
 	sandboxapi.RegisterStoreServer(r, s.Sandboxes)
+	sandboxapi.RegisterControllerServer(r, s.Sandboxers)
 	snapshotsapi.RegisterSnapshotsServer(r, s.Snapshots)
 	streamingapi.RegisterStreamingServer(r, s.Streaming)
 	tasksapi.RegisterTasksServer(r, s.Tasks)

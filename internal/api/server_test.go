@@ -88,6 +88,7 @@ type emptyServices struct {
 	mountsapi.UnimplementedMountsServer
 	namespacesapi.UnimplementedNamespacesServer
 	sandboxapi.UnimplementedStoreServer
+	sandboxapi.UnimplementedControllerServer
 	snapshotsapi.UnimplementedSnapshotsServer
 	streamingapi.UnimplementedStreamingServer
 	transferapi.UnimplementedTransferServer
@@ -101,7 +102,8 @@ func newServices(t *testing.T, tasks tasksapi.TasksServer, x *events.Exchange, a
 		Diff: &none.UnimplementedDiffServer, Images: &none.UnimplementedImagesServer,
 		Leases: &none.UnimplementedLeasesServer, Mounts: &none.UnimplementedMountsServer,
 		Namespaces: &none.UnimplementedNamespacesServer, Sandboxes: &none.UnimplementedStoreServer,
-		Snapshots: &none.UnimplementedSnapshotsServer, Streaming: &none.UnimplementedStreamingServer,
+		Sandboxers: &none.UnimplementedControllerServer,
+		Snapshots:  &none.UnimplementedSnapshotsServer, Streaming: &none.UnimplementedStreamingServer,
 		Transfer: &none.UnimplementedTransferServer,
 		Tasks:    tasks, Events: api.NewEvents(x), Introspection: api.NewIntrospectionServer(about),
 		Version: api.NewVersion("1.2.3", "abc"),

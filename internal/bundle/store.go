@@ -15,7 +15,7 @@ import (
 	"github.com/berthd/berth/task"
 )
 
-// Subdir is the directory under state and root that holds all bundles.
+// Subdir is the directory under state and root that holds the tasks' bundles.
 const Subdir = "io.containerd.runtime.v2.task"
 
 // Store makes and finds bundles. It is safe for use by several goroutines;
@@ -29,26 +29,29 @@ type Store struct {
 	bootID      string
 }
 
-// Open makes the directories where they are missing. The caller closes the
-// store.
-func Open(state, root string) (*Store, error) {
+// Open opens the store of the tasks' bundles. It makes the directories where
+// they are missing. The caller closes the store.
+func Open(state, root string) (*Store, error) { return OpenIn(state, root, Subdir) }
+
+// OpenIn is Open for the bundles in another directory below state and root.
+func OpenIn(state, root, subdir string) (*Store, error) {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return nil, fmt.Errorf("read the boot id: %w", err)
 	}
 	s := &Store{bootID: strings.TrimSpace(string(boot))}
-	if s.state, s.statePath, err = openDir(state); err != nil {
+	if s.state, s.statePath, err = openDir(state, subdir); err != nil {
 		return nil, err
 	}
-	if s.root, s.rootPath, err = openDir(root); err != nil {
+	if s.root, s.rootPath, err = openDir(root, subdir); err != nil {
 		s.state.Close()
 		return nil, err
 	}
 	return s, nil
 }
 
-func openDir(parent string) (*os.Root, string, error) {
-	path := filepath.Join(parent, Subdir)
+func openDir(parent, subdir string) (*os.Root, string, error) {
+	path := filepath.Join(parent, subdir)
 	if err := os.MkdirAll(path, 0o711); err != nil {
 		return nil, "", fmt.Errorf("make the bundle directory: %w", err)
 	}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/containerd/v2/core/sandbox"
 	"github.com/containerd/errdefs"
 
 	"github.com/berthd/berth/task"
@@ -94,6 +95,9 @@ func (r *Runner) Load(context.Context) error { return nil }
 func (r *Runner) PluginInfo(_ context.Context, q *types.RuntimeRequest) (*types.RuntimeInfo, error) {
 	return &types.RuntimeInfo{Name: q.RuntimePath}, nil
 }
+
+// Sandboxes is nil: there are none.
+func (r *Runner) Sandboxes() sandbox.Controller { return nil }
 
 // Close forgets nothing: a Runner can be closed and used again.
 func (r *Runner) Close(context.Context) error { return nil }

@@ -22,6 +22,8 @@ type conn struct {
 	// invoke calls a method of the Task service in the given version. The
 	// messages of version 3 serve both: on the wire version 2 is the same.
 	invoke func(ctx context.Context, version int32, method string, req, resp proto.Message) error
+	// call is the same for any service.
+	call func(ctx context.Context, service, method string, req, resp proto.Message) error
 	// closed is closed when the connection has broken or was closed.
 	closed <-chan struct{}
 	// close ends the connection and every call on it. It does not wait.
@@ -52,12 +54,20 @@ func taskMethod(version int32) string {
 	return "containerd.task.v3.Task"
 }
 
+// invokeBy is invoke over call.
+func invokeBy(call func(context.Context, string, string, proto.Message, proto.Message) error) func(context.Context, int32, string, proto.Message, proto.Message) error {
+	return func(ctx context.Context, version int32, method string, req, resp proto.Message) error {
+		return call(ctx, taskMethod(version), method, req, resp)
+	}
+}
+
 func newTTRPC(c *boundedConn) *conn {
 	client := ttrpc.NewClient(c)
+	call := func(ctx context.Context, service, method string, req, resp proto.Message) error {
+		return client.Call(ctx, service, method, req, resp)
+	}
 	return &conn{
-		invoke: func(ctx context.Context, version int32, method string, req, resp proto.Message) error {
-			return client.Call(ctx, taskMethod(version), method, req, resp)
-		},
+		invoke: invokeBy(call), call: call,
 		closed: c.closed,
 		close:  func() { client.Close() },
 	}
@@ -83,10 +93,11 @@ func newGRPC(c *boundedConn) (*conn, error) {
 		return nil, err
 	}
 	client.Connect()
+	call := func(ctx context.Context, service, method string, req, resp proto.Message) error {
+		return client.Invoke(ctx, "/"+service+"/"+method, req, resp)
+	}
 	return &conn{
-		invoke: func(ctx context.Context, version int32, method string, req, resp proto.Message) error {
-			return client.Invoke(ctx, "/"+taskMethod(version)+"/"+method, req, resp)
-		},
+		invoke: invokeBy(call), call: call,
 		closed: c.closed,
 		close:  func() { client.Close(); c.Close() },
 	}, nil

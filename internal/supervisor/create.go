@@ -312,7 +312,8 @@ func (t *Task) reachForeign(ctx context.Context, c *creation) error {
 }
 
 // sandboxShim finds the shim that the task is to join: the one at the address
-// that is given, else the one of the sandbox's own task. nil: the task gets a
+// that is given, else the one of the sandbox's own task, else the one that the
+// sandbox controller has started. nil: the task gets a
 // shim of its own, also where the sandbox's speaks version 2, which knows no
 // joining.
 func (s *Supervisor) sandboxShim(namespace string, cfg task.CreateConfig) (*bootapi.BootstrapResult, error) {
@@ -325,6 +326,8 @@ func (s *Supervisor) sandboxShim(namespace string, cfg task.CreateConfig) (*boot
 		result, err = sandboxAddress(cfg.SandboxAddress, cfg.SandboxVersion)
 	} else if sandbox := s.find(task.ID{Namespace: namespace, Container: cfg.SandboxID}); sandbox != nil {
 		result, err = readBootstrap(sandbox.bundle)
+	} else if result, err = s.sandboxes.endpoint(task.ID{Namespace: namespace, Container: cfg.SandboxID}); errdefs.IsNotFound(err) {
+		return nil, nil // a record alone: the task gets a shim as if there were none
 	}
 	if err != nil || result == nil || result.Version < 3 {
 		return nil, err

@@ -23,6 +23,7 @@ type Supervisor struct {
 	cfg       Config
 	calls     calls
 	bundles   *bundle.Store
+	sandboxes *Sandboxes
 	groupRoot string
 	infos     *infoCache
 	cleaners  chan struct{} // see cleanups
@@ -67,6 +68,11 @@ func Open(ctx context.Context, cfg Config) (*Supervisor, error) {
 		groups:    make(map[groupID]*group),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	if s.sandboxes, err = openSandboxes(s); err != nil {
+		s.cancel()
+		bundles.Close()
+		return nil, err
+	}
 	for _, id := range ids {
 		b, err := bundles.Load(id)
 		if errdefs.IsNotFound(err) {
@@ -74,6 +80,7 @@ func Open(ctx context.Context, cfg Config) (*Supervisor, error) {
 		}
 		if err != nil {
 			s.cancel()
+			s.sandboxes.close()
 			bundles.Close()
 			return nil, err
 		}
@@ -215,6 +222,7 @@ func (s *Supervisor) Close(ctx context.Context) error {
 	}
 	s.cancel()
 	<-worked
+	s.sandboxes.close()
 	s.loops.Wait()
 	s.bundles.Close()
 	return err
