@@ -125,6 +125,8 @@ func TestFindings(t *testing.T) {
 		{"kernel memory", `{"linux":{"resources":{"memory":{"kernel":1}}}}`, old, Host{}, "linux.resources.memory.kernel", Refuse},
 		{"kernel memory, new kernel", `{"linux":{"resources":{"memory":{"kernel":1}}}}`, crun, v1, "linux.resources.memory.kernel", Refuse},
 		{"leaf weight", `{"linux":{"resources":{"blockIO":{"leafWeight":10}}}}`, recent, v1, "linux.resources.blockIO.leafWeight", Refuse},
+		{"weight, crun", `{"linux":{"resources":{"blockIO":{"weight":10}}}}`, crun, v1, "linux.resources.blockIO.weight", Refuse},
+		{"weight, runc", `{"linux":{"resources":{"blockIO":{"weight":10}}}}`, old, v1, "", Allow},
 		{"clock without a namespace", `{"linux":{"timeOffsets":{"boottime":{"secs":1}}}}`, recent, v1, "linux.timeOffsets", Refuse},
 		{"nobody listens", `{"linux":{"seccomp":{"defaultAction":"SCMP_ACT_NOTIFY"}}}`, recent, v1, "linux.seccomp.defaultAction", Refuse},
 		{"somebody listens", `{"linux":{"seccomp":{"defaultAction":"SCMP_ACT_NOTIFY","listenerPath":"/s"}}}`, recent, v1, "", Allow},

@@ -143,6 +143,7 @@ var capabilityTable = []capability{
 	{name: "memory.checkBeforeUpdate", what: "a check before the memory limit is lowered", spec: "1.1.0", runc: "1.2.0", crun: "1.7"},
 	{name: "cpu.burst", what: "CPU bursts", spec: "1.1.0", runc: "1.2.0", crun: "1.11", youki: "0.0.4"},
 	{name: "cpu.idle", what: "idle CPU cgroups", spec: "1.1.0", runc: "1.2.0", crun: "1.5"},
+	{name: "blockIO.bfq", what: "the block I/O weights of BFQ in cgroup v1", spec: "1.0.0", runc: "1.0.0", crun: never},
 	{name: "rdma", what: "RDMA limits", spec: "1.0.0", runc: "1.1.0", crun: never, youki: never, runsc: never, doc: func(f *features.Features) answer {
 		if f.Linux == nil || f.Linux.Cgroup == nil {
 			return unknown

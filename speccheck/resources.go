@@ -45,7 +45,7 @@ func resourceRules() []rule {
 		res("pids", kObject, rule{}),
 		res("pids.limit", kI64, rule{zero: true, controller: "pids"}),
 		res("blockIO", kObject, rule{}),
-		res("blockIO.weight", kU16, rule{controller: "blkio"}),
+		res("blockIO.weight", kU16, rule{controller: "blkio", use: (*checker).blockIOWeight}),
 		res("blockIO.leafWeight", kU16, rule{controller: "blkio", use: (*checker).leafWeight}),
 		res("blockIO.weightDevice", kList, rule{controller: "blkio", update: "update.blockIO-device"}),
 		res("blockIO.weightDevice[]", kObject, rule{}),
@@ -97,6 +97,14 @@ func (c *checker) kernelMemory(value []byte) {
 	c.cgroup1(value)
 	if c.host.known() && !c.host.CgroupV2 && c.host.Kernel.AtLeast(5, 16) {
 		c.lacksHost(ClassCgroup, value, "Linux %s has no limit of kernel memory", c.host.Kernel)
+	}
+}
+
+// blockIOWeight: in cgroup v1, Linux 5.0 and later has the weights of BFQ alone,
+// in a file of another name.
+func (c *checker) blockIOWeight(value []byte) {
+	if c.host.known() && !c.host.CgroupV2 && c.host.Kernel.AtLeast(5, 0) {
+		c.need(ClassCgroup, "blockIO.bfq", value)
 	}
 }
 

@@ -48,6 +48,9 @@ type use struct {
 	// execBy and updateBy say it for the process of an exec and for an update,
 	// where that differs.
 	execBy, updateBy []string
+	// execWarned and updateWarned list runtimes that do not do it, where berthd
+	// warns and lets it pass, as what is lost does no harm.
+	execWarned, updateWarned []string
 	// fails lists runtimes that say no by themselves, which nothing tells before.
 	fails []string
 	// needs, when set, says what this host lacks, or nothing.
@@ -191,6 +194,7 @@ const probeEnd = "end of probe"
 
 // A trial is one use with one runtime.
 type trial struct {
+	id      string // of the container
 	outcome outcome
 	err     error  // of create, start, exec or update
 	output  string // of the probe
@@ -249,17 +253,17 @@ func (l *lab) try(t *testing.T, r *runtime, u *use) trial {
 		}
 		return trial{outcome: late, err: err}
 	}
-	return u.look(t, p)
+	return u.look(t, p, p.id)
 }
 
 // look says what came of a use whose probe has run.
-func (u *use) look(t *testing.T, p *place) trial {
+func (u *use) look(t *testing.T, p *place, container string) trial {
 	t.Helper()
 	output, err := os.ReadFile(p.log)
 	if err != nil {
 		t.Fatal(err)
 	}
-	result := trial{outcome: ignored, output: string(output)}
+	result := trial{id: container, outcome: ignored, output: string(output)}
 	if !strings.Contains(result.output, probeEnd) {
 		t.Fatalf("the probe did not come to its end: %q", result.output)
 	}

@@ -1,11 +1,15 @@
 package speccheck
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // mountUses are mounts and their options.
@@ -122,20 +126,47 @@ func idmapUses() []use {
 					`{"mounts": [{"destination": "/m", "type": "bind", "source": "$DIR/tree", ` + m.mount + `}]}`,
 				},
 				probe: `: >/m/new; for f in /m/file /m/new /m/sub/file; do stat -c "$f %u:%g" $f; done`, want: want,
-				after: func(dir string) bool {
-					uid, gid := owner(filepath.Join(dir, "tree", "new"))
-					return uid == 0 && gid == 0
-				},
-				by: m.by,
+				after: newIsRoots, by: m.by,
 			})
 		}
 	}
 	return append(list, use{
+		name: "bind mount with mappings, volume on disk", path: "mounts[3].uidMappings",
+		prepare: func(t *testing.T, dir string) {
+			volume := filepath.Join(dir, "tree")
+			if err := errors.Join(os.Mkdir(volume, 0o777), os.Chmod(volume, 0o777), os.WriteFile(filepath.Join(volume, "file"), nil, 0o600)); err != nil {
+				t.Fatal(err)
+			}
+		},
+		spec: []string{userNamespace, `{"mounts": [{"destination": "/m", "type": "bind", "source": "$DIR/tree", "options": ["bind"],
+			"uidMappings": ` + ids + `, "gidMappings": ` + ids + `}]}`},
+		probe: `: >/m/new; for f in /m/file /m/new; do stat -c "$f %u:%g" $f; done; cat /m/file && echo read`,
+		want:  `/m/file 0:0\n/m/new 0:0\nread\n`,
+		after: newIsRoots, by: newRunc, needs: diskMaps, fails: newRunc,
+	}, use{
 		name: "mappings without a user namespace", path: "mounts[3].uidMappings", prepare: tree,
 		spec: []string{`{"mounts": [{"destination": "/m", "type": "bind", "source": "$DIR/tree", "options": ["rbind"],
 			"uidMappings": [{"containerID": 0, "hostID": 2000, "size": 100}], "gidMappings": [{"containerID": 0, "hostID": 3000, "size": 100}]}]}`},
 		probe: `stat -c "%u:%g" /m/file`, want: `2000:3000\n`, by: newRunc,
 	})
+}
+
+// newIsRoots says whether what the container made is the host root's.
+func newIsRoots(dir string) bool {
+	uid, gid := owner(filepath.Join(dir, "tree", "new"))
+	return uid == 0 && gid == 0
+}
+
+// diskMaps says whether the file system of temporary files cannot have id maps.
+func diskMaps() string {
+	var fs unix.Statfs_t
+	if err := unix.Statfs("/tmp", &fs); err != nil {
+		return err.Error()
+	}
+	if slices.Contains([]int64{unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC}, fs.Type) {
+		return ""
+	}
+	return "a file system that has id maps"
 }
 
 func recursive(option, want string) use {
