@@ -242,7 +242,7 @@ func (m *made) describe(p *plan, image *imageInfo, spec *specs.Spec) error {
 	}
 	m.Spec = &anypb.Any{TypeUrl: specType, Value: value}
 	m.record = record{
-		Log: p.log, Detached: p.detached, Terminal: spec.Process.Terminal, StopTimeout: p.stopTimeout,
+		Log: p.log, Detached: p.detached, Remove: p.remove, Terminal: spec.Process.Terminal, StopTimeout: p.stopTimeout,
 		Network: p.net.mode, NetworkOf: p.net.of, Files: m.record.Files,
 	}
 	return m.record.put(&m.Container)

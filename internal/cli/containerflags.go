@@ -163,10 +163,13 @@ func runtimeFlags() []cli.Flag {
 func streamFlags() []cli.Flag {
 	return []cli.Flag{
 		yes("interactive", "attach standard input", "i"),
+		&cli.StringFlag{Name: "detach-keys", Usage: "`KEYS` that let go of a terminal", Value: defaultDetachKeys},
 		yes("null-io", "attach nothing and keep no log"),
 		str("log-uri", "send the output to a `URI` (file:///…, fifo:///…)"),
 		&cli.StringFlag{Name: "fifo-dir", Usage: "`DIR` for the streams' FIFOs", Value: defaultFIFODir},
 	}
 }
+
+const defaultDetachKeys = "ctrl-p,ctrl-q"
 
 const defaultFIFODir = "/run/berth/fifo"

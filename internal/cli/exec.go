@@ -64,6 +64,9 @@ func (a *App) exec(ctx context.Context, cmd *cli.Command) error {
 	if err != nil {
 		return err
 	}
+	if st.detach {
+		st.interactive = false // there is no attach to an exec
+	}
 	env, err := readEnv(cmd)
 	if err != nil {
 		return err

@@ -38,12 +38,12 @@ func (a *App) imageCommand() *cli.Command {
 	ls.Name, ls.Aliases = "ls", []string{"list"}
 	rm := a.rmiCommand()
 	rm.Name, rm.Aliases = "rm", []string{"remove"}
-	list := []*cli.Command{ls, rm, a.pullCommand(), a.importCommand(), a.exportCommand(), a.tagCommand()}
+	list := []*cli.Command{ls, rm, a.pullCommand(), a.pushCommand(), a.importCommand(), a.exportCommand(), a.tagCommand(), a.imagePruneCommand()}
 	for _, c := range list {
 		c.Category = ""
 	}
 	return &cli.Command{
-		Name: "image", Usage: "manage images (ls, rm, pull, import, export, tag)", Category: "Images", Commands: list,
+		Name: "image", Usage: "manage images (ls, rm, pull, push, import, export, tag, prune)", Category: "Images", Commands: list,
 	}
 }
 

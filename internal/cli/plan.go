@@ -42,6 +42,8 @@ type plan struct {
 	// log is the file that gets the output of a container in the background.
 	log      string
 	detached bool
+	// remove: the container goes with its end in the foreground.
+	remove bool
 
 	net                 netPlan
 	sandbox             string

@@ -35,17 +35,10 @@ HTTP. Examples:
   berth pull alpine
   berth pull --platform linux/arm64 registry.example/alpine:3.20
   berth pull --user me --hosts-dir /etc/containerd/certs.d registry.example/app:1`,
-		Flags: []cli.Flag{
-			list("platform", "fetch for a `PLATFORM`, e.g. linux/arm64; several are possible"),
-			yes("all-platforms", "fetch for every platform, and unpack this one's"),
-			yes("plain-http", "speak HTTP without TLS"),
-			str("user", "`NAME[:PASSWORD]` at the registry; asked for where it is left out", "u"),
-			yes("password-stdin", "read the password from standard input"),
-			str("hosts-dir", "`DIR` with the registries' configuration (hosts.toml)"),
+		Flags: append([]cli.Flag{
 			list("label", "`KEY=VALUE` on the image"),
 			&cli.StringFlag{Name: "snapshotter", Usage: "`NAME` of the snapshotter", Sources: cli.EnvVars("CONTAINERD_SNAPSHOTTER")},
-			yes("quiet", "print the name alone", "q"),
-		},
+		}, registryFlags()...),
 		UseShortOptionHandling: true,
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			req, err := a.newPullRequest(cmd)
@@ -58,6 +51,19 @@ HTTP. Examples:
 				return s.pull(ctx, r)
 			})
 		},
+	}
+}
+
+// registryFlags are those of pull and push.
+func registryFlags() []cli.Flag {
+	return []cli.Flag{
+		list("platform", "move it for a `PLATFORM`, e.g. linux/arm64; several are possible"),
+		yes("all-platforms", "move it for every platform"),
+		yes("plain-http", "speak HTTP without TLS"),
+		str("user", "`NAME[:PASSWORD]` at the registry; asked for where it is left out", "u"),
+		yes("password-stdin", "read the password from standard input"),
+		str("hosts-dir", "`DIR` with the registries' configuration (hosts.toml)"),
+		yes("quiet", "print the name alone", "q"),
 	}
 }
 
@@ -150,16 +156,9 @@ func (s *session) pull(ctx context.Context, r pullRequest) error {
 	if err != nil {
 		return err
 	}
-	opts := []registry.Opt{registry.WithHostDir(r.hostsDir)}
-	if r.user != "" || r.secret != "" {
-		opts = append(opts, registry.WithCredentials(staticCredentials{r.user, r.secret}))
-	}
-	if r.plainHTTP || loopback(name) {
-		opts = append(opts, registry.WithDefaultScheme("http"))
-	}
-	src, err := registry.NewOCIRegistry(ctx, name, opts...)
+	src, err := r.registry(ctx, name)
 	if err != nil {
-		return fmt.Errorf("image %q: %w", name, err)
+		return err
 	}
 	store, err := r.store(name)
 	if err != nil {
@@ -180,6 +179,22 @@ func (s *session) pull(ctx context.Context, r pullRequest) error {
 		s.printf("%s\n", name)
 	}
 	return nil
+}
+
+// registry is where an image with this full name comes from or goes to.
+func (r *pullRequest) registry(ctx context.Context, name string) (*registry.OCIRegistry, error) {
+	opts := []registry.Opt{registry.WithHostDir(r.hostsDir)}
+	if r.user != "" || r.secret != "" {
+		opts = append(opts, registry.WithCredentials(staticCredentials{r.user, r.secret}))
+	}
+	if r.plainHTTP || loopback(name) {
+		opts = append(opts, registry.WithDefaultScheme("http"))
+	}
+	reg, err := registry.NewOCIRegistry(ctx, name, opts...)
+	if err != nil {
+		return nil, fmt.Errorf("image %q: %w", name, err)
+	}
+	return reg, nil
 }
 
 // transfer lets the daemon move an image under a lease of ours: the one that

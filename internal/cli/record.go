@@ -24,6 +24,8 @@ type record struct {
 	Log string `json:"log,omitempty"`
 	// Detached says that the container was started in the background.
 	Detached bool `json:"detached,omitempty"`
+	// Remove says that the container goes with its end in the foreground.
+	Remove bool `json:"remove,omitempty"`
 	// Terminal says that its process wants a terminal.
 	Terminal bool `json:"terminal,omitempty"`
 	// StopTimeout is in seconds, nil for the default.

@@ -63,3 +63,22 @@ func (s *session) labelStopped(ctx context.Context, c *containers.Container, val
 	}
 	return nil
 }
+
+// updateRestart gives a container that exists another policy.
+func (s *session) updateRestart(ctx context.Context, m *made, r runspec.Restart) error {
+	labels := map[string]string{restartStatus: "", restartPolicy: "", restartLogURI: ""}
+	if r.Policy != "no" {
+		if err := s.checkMonitor(ctx, r); err != nil {
+			return err
+		}
+		(&plan{restart: r, log: m.record.Log}).restartLabels(labels)
+	}
+	var paths []string
+	for key := range labels {
+		paths = append(paths, "labels."+key)
+	}
+	if _, err := s.client.ContainerService().Update(ctx, containers.Container{ID: m.ID, Labels: labels}, paths...); err != nil {
+		return fmt.Errorf("container %q: update: %w", m.ID, err)
+	}
+	return nil
+}

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 
 	"github.com/containerd/containerd/api/services/tasks/v1"
 	tasktypes "github.com/containerd/containerd/api/types/task"
@@ -118,7 +121,7 @@ func (s *session) deleteRecord(ctx context.Context, c *containers.Container) err
 }
 
 // removeTask deletes the task of a container, if it has one.
-func (s *session) removeTask(ctx context.Context, id string, force bool) error {
+func (s *session) removeTask(ctx context.Context, id string, force bool) (failed error) {
 	service := s.client.TaskService()
 	r, err := service.Get(ctx, &tasks.GetRequest{ContainerID: id})
 	if err = native(err); errdefs.IsNotFound(err) {
@@ -127,6 +130,11 @@ func (s *session) removeTask(ctx context.Context, id string, force bool) error {
 	status := tasktypes.Status_UNKNOWN
 	if err == nil {
 		status = r.Process.Status
+		defer func(p *tasktypes.Process) {
+			if failed == nil {
+				removeFIFOs(p.Stdin, p.Stdout, p.Stderr)
+			}
+		}(r.Process)
 	} else if !force {
 		return fmt.Errorf("container %q: its state is unknown (berth rm -f removes it all the same): %w", id, err)
 	}
@@ -143,6 +151,17 @@ func (s *session) removeTask(ctx context.Context, id string, force bool) error {
 		return fmt.Errorf("container %q: delete the task: %w", id, err)
 	}
 	return nil
+}
+
+// removeFIFOs removes what a client that let go of its terminal left, with the
+// directory where that is empty then.
+func removeFIFOs(names ...string) {
+	for _, name := range names {
+		if st, err := os.Lstat(name); name != "" && err == nil && st.Mode().Type() == fs.ModeNamedPipe {
+			_ = os.Remove(name)
+			_ = os.Remove(filepath.Dir(name))
+		}
+	}
 }
 
 // killForRemoval kills every process of a task and waits for its end. A paused

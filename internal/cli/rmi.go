@@ -31,6 +31,7 @@ func (a *App) rmiCommand() *cli.Command {
 	}
 }
 
+// removeImage prints the name of what it removed.
 func (s *session) removeImage(ctx context.Context, name string, force, sync bool) error {
 	img, err := s.findImage(ctx, name)
 	if errdefs.IsNotFound(err) && force {

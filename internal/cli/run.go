@@ -51,12 +51,12 @@ func (a *App) run(ctx context.Context, cmd *cli.Command) error {
 	if err != nil {
 		return err
 	}
-	remove := cmd.Bool("rm")
-	if remove && st.detach {
+	p.remove = cmd.Bool("rm")
+	if p.remove && st.detach {
 		return usageError("--rm and --detach exclude each other (remove it later: berth rm -f %s)", p.spec.ID)
 	}
 	switch {
-	case p.volatile && !remove:
+	case p.volatile && !p.remove:
 		return usageError("--volatile needs --rm: after a crash the file system cannot be used again")
 	case p.restart.Policy != "" && p.restart.Policy != "no" && !st.detach:
 		return usageError("--restart needs --detach: in the foreground the container ends with this command")
@@ -68,13 +68,13 @@ func (a *App) run(ctx context.Context, cmd *cli.Command) error {
 				return err
 			}
 		}
-		return s.runPlan(ctx, p, st, remove)
+		return s.runPlan(ctx, p, st)
 	})
 }
 
 // runPlan makes the container and runs it. When it cannot be started, nothing
 // of it is left.
-func (s *session) runPlan(ctx context.Context, p *plan, st *streams, remove bool) error {
+func (s *session) runPlan(ctx context.Context, p *plan, st *streams) error {
 	term, err := st.openTerminal(s.App)
 	if err != nil {
 		return err
@@ -107,14 +107,20 @@ func (s *session) runPlan(ctx context.Context, p *plan, st *streams, remove bool
 	if err != nil {
 		return err
 	}
-	if remove {
+	return s.ended(ctx, m, status)
+}
+
+// ended keeps or removes a container whose process has ended in the
+// foreground, and ends with its code, also when something is left behind.
+func (s *session) ended(ctx context.Context, m *made, status exitStatus) error {
+	var err error
+	if m.record.Remove {
 		err = errors.Join(s.releaseFiles(ctx, &m.Container, true), s.deleteRecord(ctx, &m.Container))
 	} else {
 		err = s.noteExit(ctx, m, status)
 	}
-	// The container's code counts, also when something is left behind.
 	if err != nil {
-		s.warnf("run: %v", err)
+		s.warnf("%v", err)
 	}
 	if status.code == 0 {
 		return nil

@@ -89,6 +89,9 @@ func (s *session) stop(ctx context.Context, id string, cmd *cli.Command) error {
 	if err != nil {
 		return err
 	}
+	if err := s.noRestart(ctx, &c); err != nil {
+		return err
+	}
 	service := s.client.TaskService()
 	waitCtx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -167,6 +170,31 @@ func stopRules(c *containers.Container, cmd *cli.Command) (unix.Signal, time.Dur
 		sig = unix.SIGTERM // a label that nobody can mean
 	}
 	return sig, patience, nil
+}
+
+func (a *App) restartCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "restart",
+		Usage:     "stop containers and start them again in the background",
+		ArgsUsage: "CONTAINER…",
+		Category:  "Containers",
+		Description: `Examples:
+  berth restart web
+  berth restart -t 60 database`,
+		Flags: []cli.Flag{
+			&cli.IntFlag{Name: "time", Aliases: []string{"t"}, Usage: "`SECONDS` until KILL (default: the container's --stop-timeout, else 10)"},
+			str("signal", "`SIGNAL` instead of the container's own", "s"),
+		},
+		UseShortOptionHandling: true,
+		Action: func(ctx context.Context, cmd *cli.Command) error {
+			return a.each(ctx, cmd, "container", func(ctx context.Context, s *session, id string) error {
+				if err := s.stop(ctx, id, cmd); err != nil {
+					return err
+				}
+				return s.startDetached(ctx, id)
+			})
+		},
+	}
 }
 
 func (a *App) pauseCommand() *cli.Command {

@@ -8,6 +8,8 @@ import (
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/errdefs"
 	"github.com/urfave/cli/v3"
+
+	"github.com/berthd/berth/internal/cli/attach"
 )
 
 func (a *App) createCommand() *cli.Command {
@@ -86,6 +88,11 @@ func (a *App) start(ctx context.Context, cmd *cli.Command) error {
 		if err != nil {
 			return err
 		}
+		if m.record.Terminal && st.interactive {
+			if st.detachKeys, err = attach.ParseKeys(cmd.String("detach-keys")); err != nil {
+				return err
+			}
+		}
 		st.terminal = m.record.Terminal
 		term, err := st.openTerminal(a)
 		if err != nil {
@@ -107,14 +114,24 @@ func (a *App) start(ctx context.Context, cmd *cli.Command) error {
 		if err != nil {
 			return err
 		}
-		if err := s.noteExit(ctx, m, status); err != nil {
-			s.warnf("start: %v", err)
-		}
-		if status.code == 0 {
-			return nil
-		}
-		return &exitError{code: int(status.code)}
+		return s.ended(ctx, m, status)
 	})
+}
+
+// startDetached starts a container in the background and prints its name.
+func (s *session) startDetached(ctx context.Context, id string) error {
+	st := &streams{detach: true, fifoDir: defaultFIFODir}
+	m, err := s.startable(ctx, id, st)
+	if err != nil {
+		return err
+	}
+	st.terminal = m.record.Terminal
+	if _, err := s.startTask(ctx, m, st, ""); err != nil {
+		s.discardTask(ctx, id)
+		return err
+	}
+	s.printf("%s\n", id)
+	return nil
 }
 
 // discardTask takes away a task that could not be started.

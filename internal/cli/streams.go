@@ -25,6 +25,7 @@ type streams struct {
 	null                          bool
 	uri                           string // the outputs' destination, empty for FIFOs or a log
 	fifoDir                       string
+	detachKeys                    []byte
 }
 
 // newStreams reads the flags of run, start and exec.
@@ -47,14 +48,17 @@ func newStreams(cmd *cli.Command) (*streams, error) {
 			return nil, usageError("--log-uri %q: use a URI like file:///var/log/x.log", st.uri)
 		}
 	}
-	if st.detach {
-		st.interactive = false
+	if st.terminal && st.interactive {
+		var err error
+		if st.detachKeys, err = attach.ParseKeys(cmd.String("detach-keys")); err != nil {
+			return nil, err
+		}
 	}
 	return st, nil
 }
 
 // keepsLog says that the output goes to a file that `berth logs` reads.
-func (st *streams) keepsLog() bool { return st.detach && !st.null && st.uri == "" }
+func (st *streams) keepsLog() bool { return st.detach && !st.null && st.uri == "" && !st.interactive }
 
 // attached says that the outputs come to this process.
 func (st *streams) attached() bool { return !st.detach && !st.null && st.uri == "" }
@@ -78,13 +82,14 @@ func (st *streams) open(a *App, id, log string) (paths, *attach.IO, error) {
 		return paths{}, nil, nil
 	case st.uri != "":
 		return paths{stdout: st.uri, stderr: st.uri}, nil, nil
+	case st.detach && st.interactive: // for `berth attach`
 	case st.detach && log == "":
 		return paths{}, nil, nil
 	case st.detach:
 		u := logURI(log)
 		return paths{stdout: u, stderr: u}, nil, nil
 	}
-	cfg := attach.Config{Parent: st.fifoDir, ID: id, Terminal: st.terminal, Stdout: a.Stdout, Stderr: a.Stderr}
+	cfg := attach.Config{Parent: st.fifoDir, ID: id, Terminal: st.terminal, Stdout: a.Stdout, Stderr: a.Stderr, DetachKeys: st.detachKeys}
 	if st.interactive {
 		cfg.Stdin = a.Stdin
 	}

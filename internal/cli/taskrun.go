@@ -73,6 +73,10 @@ func (s *session) startTask(ctx context.Context, m *made, st *streams, pidFile s
 	if _, err := s.client.TaskService().Start(ctx, &tasks.StartRequest{ContainerID: m.ID}); err != nil {
 		return nil, s.runtimeError(m, err)
 	}
+	if io != nil && st.detach {
+		io.Keep()
+		return t, io.Close()
+	}
 	return t, t.attach(ctx)
 }
 
@@ -150,9 +154,9 @@ func (s *session) follow(ctx context.Context, t *running, term *attach.Terminal)
 	if term != nil {
 		t.resize(ctx, term)
 	}
-	var broken <-chan struct{}
+	var broken, detached <-chan struct{}
 	if t.io != nil {
-		broken = t.io.Broken()
+		broken, detached = t.io.Broken(), t.io.Detached()
 		defer t.io.Close()
 	}
 	for {
@@ -174,6 +178,9 @@ func (s *session) follow(ctx context.Context, t *running, term *attach.Terminal)
 					t.kill(ctx, n)
 				}
 			}
+		case <-detached:
+			t.io.Keep()
+			return exitStatus{}, errDetached
 		case <-broken:
 			// A program on the terminal would end here by SIGPIPE, which the
 			// first process of a container does not get. It is asked to end.
@@ -183,6 +190,9 @@ func (s *session) follow(ctx context.Context, t *running, term *attach.Terminal)
 		}
 	}
 }
+
+// errDetached says that the user has let go of a process that goes on.
+var errDetached error = &exitError{code: 0}
 
 // finish brings the output to its end and deletes the process.
 func (t *running) finish(ctx context.Context) error {

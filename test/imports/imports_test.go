@@ -63,11 +63,12 @@ var allowed = map[string][]string{
 	// The command talks to a daemon over its API and to nothing else.
 	"internal/cli/attach":    {},
 	"internal/cli/autostart": {},
+	"internal/cli/copy":      {},
 	"internal/cli/network":   {},
 	"internal/cli/runspec":   {},
 	"internal/cli": {
-		"internal/cli/attach", "internal/cli/autostart", "internal/cli/network", "internal/cli/runspec", "internal/logfile",
-		"internal/version",
+		"internal/cli/attach", "internal/cli/autostart", "internal/cli/copy", "internal/cli/network", "internal/cli/runspec",
+		"internal/logfile", "internal/version",
 	},
 	"cmd/berth": {"internal/cli"},
 }

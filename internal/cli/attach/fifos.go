@@ -31,6 +31,9 @@ type Config struct {
 	// Stdin, Stdout and Stderr are the user's ends, nil for a stream that is
 	// not attached. They stay the caller's.
 	Stdin, Stdout, Stderr *os.File
+	// DetachKeys are bytes of the user's input that are not passed on: they
+	// let go of the process. Empty for none.
+	DetachKeys []byte
 }
 
 // IO is one attached process. The order of calls is New, Start once the
@@ -38,10 +41,16 @@ type Config struct {
 type IO struct {
 	cfg    Config
 	dir    string
+	input  string   // the FIFO of stdin
 	stdin  *os.File // O_RDWR until Start, then the write end
 	pumps  []*pump
 	broken chan struct{}
 	once   sync.Once // closes broken
+	// detached is closed by the copying of stdin.
+	detached chan struct{}
+	// kept: the FIFOs stay after Close. Set before the goroutines start, or by
+	// the caller's own.
+	kept bool
 }
 
 // New makes the FIFOs. Nothing of them is left after Close, or on an error.
@@ -53,7 +62,7 @@ func New(cfg Config) (_ *IO, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("directory for the streams: %w", err)
 	}
-	io := &IO{cfg: cfg, dir: dir, broken: make(chan struct{})}
+	io := &IO{cfg: cfg, dir: dir, broken: make(chan struct{}), detached: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			io.Close()
@@ -61,7 +70,8 @@ func New(cfg Config) (_ *IO, err error) {
 	}()
 	if cfg.Stdin != nil {
 		// Read and write: the open of one end would wait for the other.
-		if io.stdin, err = mkfifo(io.path("stdin")); err != nil {
+		io.input = io.path("stdin")
+		if io.stdin, err = mkfifo(io.input); err != nil {
 			return nil, err
 		}
 	}
@@ -118,7 +128,7 @@ func (io *IO) Start(closeStdin func()) error {
 	if io.stdin == nil {
 		return nil
 	}
-	w, err := os.OpenFile(io.path("stdin"), os.O_WRONLY|unix.O_NONBLOCK, 0)
+	w, err := os.OpenFile(io.input, os.O_WRONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return fmt.Errorf("standard input: %w", err)
 	}
@@ -127,12 +137,54 @@ func (io *IO) Start(closeStdin func()) error {
 	// Nobody waits for this goroutine: a read of the user's terminal or pipe
 	// cannot be interrupted, and what it holds ends with the program.
 	go func() {
-		copyAll(w, io.cfg.Stdin)
+		if copyInput(w, io.cfg.Stdin, io.cfg.DetachKeys) {
+			close(io.detached)
+			return
+		}
 		w.Close()
 		closeStdin()
 	}()
 	return nil
 }
+
+// Open attaches to a process whose FIFOs are there already; empty paths are
+// streams that are left out. They stay after Close. Start follows.
+func Open(cfg Config, stdin, stdout, stderr string) (_ *IO, err error) {
+	io := &IO{cfg: cfg, broken: make(chan struct{}), detached: make(chan struct{}), kept: true}
+	defer func() {
+		if err != nil {
+			io.Close()
+		}
+	}()
+	if stdin != "" && cfg.Stdin != nil {
+		io.input = stdin
+		// Not for writing alone: that fails where the shim has closed its end.
+		if io.stdin, err = os.OpenFile(stdin, os.O_RDWR|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0); err != nil {
+			return nil, err
+		}
+	}
+	for _, out := range []struct {
+		name string
+		dst  *os.File
+	}{{stdout, cfg.Stdout}, {stderr, cfg.Stderr}} {
+		if out.name == "" || out.dst == nil {
+			continue
+		}
+		src, err := os.OpenFile(out.name, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+		if err != nil {
+			return nil, err
+		}
+		io.pumps = append(io.pumps, &pump{src: src, dst: out.dst, done: make(chan struct{})})
+	}
+	return io, nil
+}
+
+// Detached is closed when the user has typed the detach keys.
+func (io *IO) Detached() <-chan struct{} { return io.detached }
+
+// Keep leaves the FIFOs to the process: Close will not remove them. A later
+// Open attaches again.
+func (io *IO) Keep() { io.kept = true }
 
 func (io *IO) breakOff() { io.once.Do(func() { close(io.broken) }) }
 
@@ -159,6 +211,9 @@ func (io *IO) Close() error {
 	}
 	if io.stdin != nil {
 		io.stdin.Close()
+	}
+	if io.kept {
+		return errors.Join(errs...)
 	}
 	if err := os.RemoveAll(io.dir); err != nil {
 		errs = append(errs, err)

@@ -3,8 +3,10 @@ package attach
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -44,7 +46,9 @@ func newPump(name string, dst *os.File) (*pump, error) {
 // start lets go of our own write end and runs the pump.
 func (p *pump) start(broken func()) {
 	p.started = true
-	p.hold.Close()
+	if p.hold != nil {
+		p.hold.Close()
+	}
 	go func() {
 		defer close(p.done)
 		if err := p.run(); errors.Is(err, unix.EPIPE) {
@@ -189,15 +193,67 @@ func (p *pump) close() {
 		case <-time.After(time.Second):
 		}
 	}
-	if !p.started {
+	if !p.started && p.hold != nil {
 		p.hold.Close()
 	}
 	p.src.Close()
 }
 
-// copyAll copies the user's input until either end is gone.
-func copyAll(dst, src *os.File) {
-	_, _ = io.Copy(onlyWriter{dst}, onlyReader{src})
+// copyInput copies the user's input until either end is gone, or until the
+// keys come, which it tells. The keys are not copied; their beginning is held
+// back until it is known to be no more than that.
+func copyInput(dst, src *os.File, keys []byte) (detached bool) {
+	if len(keys) == 0 {
+		_, _ = io.Copy(onlyWriter{dst}, onlyReader{src})
+		return false
+	}
+	buf := make([]byte, 4096)
+	held := 0
+	for {
+		n, err := src.Read(buf)
+		var out []byte
+		for _, c := range buf[:n] {
+			if c != keys[held] && held > 0 {
+				out = append(out, keys[:held]...)
+				held = 0
+			}
+			if c != keys[held] {
+				out = append(out, c)
+			} else if held++; held == len(keys) {
+				_, _ = dst.Write(out)
+				return true
+			}
+		}
+		if len(out) > 0 {
+			if _, err := dst.Write(out); err != nil {
+				return false
+			}
+		}
+		if err != nil {
+			_, _ = dst.Write(keys[:held])
+			return false
+		}
+	}
+}
+
+// ParseKeys reads docker's detach keys: characters and "ctrl-" letters, with
+// commas between them.
+func ParseKeys(s string) ([]byte, error) {
+	var keys []byte
+	for _, k := range strings.Split(s, ",") {
+		c, ctrl := strings.CutPrefix(k, "ctrl-")
+		switch {
+		case len(c) != 1 || c[0] >= 0x7f || c[0] <= ' ':
+		case !ctrl:
+			keys = append(keys, c[0])
+			continue
+		case c[0] >= '@' && c[0] <= '_' || c[0] >= 'a' && c[0] <= 'z':
+			keys = append(keys, c[0]&0x1f)
+			continue
+		}
+		return nil, fmt.Errorf("invalid detach keys %q (use e.g. ctrl-p,ctrl-q)", s)
+	}
+	return keys, nil
 }
 
 // onlyReader and onlyWriter keep io.Copy from splicing: the user's input may

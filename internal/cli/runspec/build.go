@@ -309,3 +309,12 @@ func (b *builder) resources() error {
 	}
 	return nil
 }
+
+// Limits are resources for a container that exists; nil where none are set.
+func Limits(ctx context.Context, r *Resources) (*specs.LinuxResources, error) {
+	b := &builder{ctx: ctx, o: &Options{Resources: *r}, spec: &specs.Spec{Linux: &specs.Linux{}}}
+	if err := b.resources(); err != nil || b.spec.Linux.Resources == nil {
+		return nil, err
+	}
+	return b.spec.Linux.Resources, nil
+}
