@@ -77,7 +77,7 @@ func (s *Set) adopt(ctx context.Context, bundle string, kept map[string]*os.File
 		return err
 	}
 	c := s.newContainer(r.ID, bundle, r.Options)
-	c.sharedPID, c.checkpoint, c.cgroupPaths = r.SharedPID, r.Checkpoint, r.Cgroup
+	c.sharedPID, c.checkpoint, c.cgroupPaths, c.waiting = r.SharedPID, r.Checkpoint, r.Cgroup, r.Waiting
 	p := c.newProcess(task.Init, "", r.Stdio)
 	c.init, c.process = p, p
 	p.status, p.pid, p.startTime, p.exit = task.ParseStatus(r.Status), r.Pid, r.StartTime, r.Exit
@@ -152,12 +152,24 @@ func (c *Container) askRuntime(ctx context.Context) {
 		c.log.Warn("ask the runtime for the state", "error", err)
 		return
 	}
-	switch got := task.ParseStatus(st.Status); got {
+	got := task.ParseStatus(st.Status)
+	if got == task.Created && c.startedAfterAll() {
+		got = task.Running
+		c.runtime.Started(c.id.Container)
+	}
+	switch got {
 	case task.Created, task.Running, task.Paused:
 		if c.init.status != task.Stopped {
 			c.init.status = got
 		}
 	}
+}
+
+// startedAfterAll says that init runs its program although the runtime did not
+// live to note it: another start would wait for it in vain.
+func (c *Container) startedAfterAll() bool {
+	program, err := programOf(c.init.pid)
+	return err == nil && c.waiting != "" && program != c.waiting
 }
 
 func (p *process) adoptStreams(ctx context.Context, kept map[string]*os.File) {

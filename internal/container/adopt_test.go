@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -344,5 +345,52 @@ func waitUntil(t *testing.T, ok func() bool) {
 		if time.Now().After(end) {
 			t.Fatal("not so within 30 s")
 		}
+	}
+}
+
+// A shim that dies when init was let go and the runtime has not noted it: the
+// container runs.
+func TestAdoptOfHalfAStart(t *testing.T) {
+	for _, r := range []struct {
+		name   string
+		binary string
+		real   bool
+	}{{"fake", faketest.Binary(t), false}, {"runc", lookPath(t, "runc"), true}} {
+		t.Run(r.name, func(t *testing.T) {
+			h := newHarness(t, r.binary, r.real)
+			c := h.make(t, "c", tasktest.Forever, false)
+			fifo := filepath.Join(h.dir, "runtime", "test", "c", "exec.fifo")
+			h.succeed(t, func() {
+				f, err := os.Open(fifo) // as the runtime does
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer f.Close()
+				if _, err := f.Read(make([]byte, 1)); err != nil {
+					t.Fatal(err)
+				}
+				waitUntil(t, func() bool {
+					comm, err := os.ReadFile("/proc/" + strconv.Itoa(int(expectState(t, c, task.Created).Pid)) + "/comm")
+					return err == nil && (string(comm) == "sh\n" || string(comm) == "busybox\n")
+				})
+				path := filepath.Join(h.dir, "bundles", "c", recordFile)
+				var rec record
+				if err := readFile(path, &rec); err != nil {
+					t.Fatal(err)
+				}
+				rec.Op = task.OpStart.String()
+				if err := writeFile(path, rec); err != nil {
+					t.Fatal(err)
+				}
+			})
+			c = h.get(t, "c")
+			expectState(t, c, task.Running)
+			if _, err := os.Stat(fifo); r.real && !os.IsNotExist(err) {
+				t.Errorf("runc is not told: %v", err)
+			}
+			remove9(t, c)
+			tasktest.CheckEvents(t, h.Events())
+			h.checkClean(t)
+		})
 	}
 }

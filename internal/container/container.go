@@ -27,9 +27,11 @@ type Container struct {
 	runtime *ociruntime.Runtime
 	log     *slog.Logger
 	init    *process
-	// sharedPID and checkpoint are set before the container is shared.
+	// sharedPID, checkpoint and waiting (see record) are set before the
+	// container is shared.
 	sharedPID  bool
 	checkpoint string
+	waiting    string
 
 	// ops is held during a runtime call that changes the whole container. Exits,
 	// signals, State and Wait do not take it; execs start without it.

@@ -155,11 +155,12 @@ func (c *Container) memberLink() string {
 
 // forgetFiles takes the container out of a successor's sight.
 func (c *Container) forgetFiles() error {
-	err := remove(filepath.Join(c.bundle, recordFile))
+	var err error
 	if c.set.cfg.Members != "" {
-		err = errors.Join(err, remove(c.memberLink()))
+		// First: a link to a bundle without a record would be a container lost.
+		err = remove(c.memberLink())
 	}
-	return err
+	return errors.Join(err, remove(filepath.Join(c.bundle, recordFile)))
 }
 
 func (c *Container) runCreate(ctx context.Context) error {
@@ -176,8 +177,14 @@ func (c *Container) runCreate(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("create container %q: %w", c.id.Container, err)
 	}
+	if c.waiting, err = programOf(pid); err != nil {
+		c.log.Warn("a start that the shim's death breaks off will not be seen", "error", err)
+	}
 	return c.begin(ctx, pid)
 }
+
+// programOf names the program that a process runs.
+func programOf(pid int) (string, error) { return os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)) }
 
 // begin takes up a new init process: watched first, then its cgroup and its
 // streams.

@@ -41,7 +41,10 @@ type record struct {
 	Checkpoint string       `json:"checkpoint,omitempty"`
 	Cgroup     cgroup.Paths `json:"cgroup,omitempty"`
 	SharedPID  bool         `json:"sharedPid,omitempty"`
-	Exit       *task.Exit   `json:"exit,omitempty"`
+	// Waiting is the program of init while it waits for its start: the
+	// runtime's own. Afterwards it is another.
+	Waiting string     `json:"waiting,omitempty"`
+	Exit    *task.Exit `json:"exit,omitempty"`
 }
 
 type execRecord struct {
@@ -122,7 +125,8 @@ func (c *Container) save(op task.Operation, begun bool) error {
 	p := c.init
 	r := record{
 		ID: c.id, Status: p.status.String(), Pid: p.pid, StartTime: p.startTime, Stdio: p.stdio,
-		Options: c.options, Checkpoint: c.checkpoint, Cgroup: c.cgroupPaths, SharedPID: c.sharedPID, Exit: p.exit,
+		Options: c.options, Checkpoint: c.checkpoint, Cgroup: c.cgroupPaths, SharedPID: c.sharedPID,
+		Waiting: c.waiting, Exit: p.exit,
 	}
 	c.mu.Unlock()
 	if begun {

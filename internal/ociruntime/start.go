@@ -79,3 +79,16 @@ func (r *Runtime) readFIFO(fd int, path string) (bool, error) {
 	}
 	return true, nil
 }
+
+// Started says that a created container runs its program: a start was broken
+// off after init had been let go, and before that was noted. runc is told; other
+// runtimes may go on calling the container created.
+func (r *Runtime) Started(id string) {
+	dir, ok := r.runcDir(id)
+	if !ok {
+		return
+	}
+	if _, ok := readRuncState(dir, id); ok {
+		_ = os.Remove(filepath.Join(dir, "exec.fifo")) // what it is for is done
+	}
+}

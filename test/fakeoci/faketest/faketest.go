@@ -166,6 +166,20 @@ func WriteBundle(t testing.TB, dir string, spec *specs.Spec) {
 	WriteJSON(t, filepath.Join(dir, "config.json"), spec)
 }
 
+// ReadSpec reads the spec of a bundle.
+func ReadSpec(t testing.TB, bundle string) *specs.Spec {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(bundle, "config.json"))
+	spec := &specs.Spec{}
+	if err == nil {
+		err = json.Unmarshal(data, spec)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return spec
+}
+
 // WriteJSON writes a value to a file.
 func WriteJSON(t testing.TB, path string, v any) {
 	t.Helper()
