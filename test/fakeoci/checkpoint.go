@@ -29,7 +29,11 @@ func writeLog(work, name string) error {
 	if work == "" {
 		return nil
 	}
-	return os.WriteFile(filepath.Join(work, name), []byte("(00.000001) Error (fakeoci): as ordered\n"), 0o600)
+	err := os.WriteFile(filepath.Join(work, name), []byte("(00.000001) Error (fakeoci): as ordered\n"), 0o600)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // the directory: CRIU would not come to run
+	}
+	return err
 }
 
 func checkpoint(r *runtime, args []string) error {
