@@ -252,6 +252,13 @@ func (e *Engine) Listen(uid, gid int) (net.Listener, error) {
 	return api.Listen(api.SocketConfig{Path: e.cfg.Address, UID: uid, GID: gid})
 }
 
+// TLSConfig describes a TCP address for clients with certificates.
+type TLSConfig = api.TLSConfig
+
+// ListenTLS listens on a TCP address with mutual TLS. The caller passes it to
+// Serve, or closes it.
+func (e *Engine) ListenTLS(cfg TLSConfig) (net.Listener, error) { return api.ListenTLS(cfg) }
+
 // Close ends the engine and leaves its containers running. Calls in progress
 // may end until ctx does; what is left then is cancelled. It waits for all that
 // the engine started. Clients of the engine fail from here on. It is

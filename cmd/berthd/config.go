@@ -29,6 +29,7 @@ type config struct {
 	Root        string            `toml:"root" comment:"Images, snapshots and records; survives a reboot."`
 	State       string            `toml:"state" comment:"Bundles and sockets; does not."`
 	GRPC        grpcConfig        `toml:"grpc" comment:"The API's socket. Shims send events to the same path with \".ttrpc\" after it."`
+	TCP         tcpConfig         `toml:"tcp" comment:"The API over TCP, for clients with certificates; they are root on this machine."`
 	Log         logConfig         `toml:"log"`
 	Shim        shimConfig        `toml:"shim" comment:"Berth's shim, which keeps containers."`
 	Snapshotter snapshotterConfig `toml:"snapshotter"`
@@ -45,6 +46,14 @@ type grpcConfig struct {
 	Address string `toml:"address" comment:"Empty for \"berth.sock\" in the state directory."`
 	UID     int    `toml:"uid" comment:"Owner of the socket, which has mode 0660."`
 	GID     int    `toml:"gid"`
+}
+
+type tcpConfig struct {
+	Address    string `toml:"address" comment:"host:port; empty for nowhere. It needs ca, cert and key."`
+	CA         string `toml:"ca" comment:"PEM file with the authorities of the clients' certificates."`
+	Cert       string `toml:"cert" comment:"PEM files with the daemon's certificate and key."`
+	Key        string `toml:"key"`
+	CommonName string `toml:"common_name" comment:"If set, the name in the certificate of the only client that is let in."`
 }
 
 type logConfig struct {
@@ -185,6 +194,7 @@ func (c *config) complete() error {
 	for name, path := range map[string]*string{
 		"root": &c.Root, "state": &c.State, "grpc.address": &c.GRPC.Address, "shim.binary": &c.Shim.Binary,
 		"shim.socket_dir": &c.Shim.SocketDir, "debug.address": &c.Debug.Address,
+		"tcp.ca": &c.TCP.CA, "tcp.cert": &c.TCP.Cert, "tcp.key": &c.TCP.Key,
 	} {
 		if *path == "" {
 			continue
@@ -194,6 +204,9 @@ func (c *config) complete() error {
 			return fmt.Errorf("config: %s %q: %w", name, *path, err)
 		}
 		*path = abs
+	}
+	if c.TCP.Address != "" && (c.TCP.CA == "" || c.TCP.Cert == "" || c.TCP.Key == "") {
+		return errors.New("config: tcp.address needs tcp.ca, tcp.cert and tcp.key: clients are served with certificates only")
 	}
 	if _, err := parseLevel(c.Log.Level); err != nil {
 		return fmt.Errorf("config: log.level %q: want debug, info, warn or error", c.Log.Level)

@@ -315,6 +315,7 @@ func TestBadUsage(t *testing.T) {
 		{"format", []string{"--log-format", "xml"}, `log.format "xml"`},
 		{"sharing", []string{"--config", file("[shim]\nsharing = 'all'\n")}, `shim.sharing "all"`},
 		{"negative", []string{"--config", file("[transfer]\nmax_concurrent_downloads = -1\n")}, "transfer.max_concurrent_downloads -1"},
+		{"tcp without certificates", []string{"--config", file("[tcp]\naddress = '127.0.0.1:0'\n")}, "tcp.address needs tcp.ca"},
 		{"huge file", []string{"--config", file(strings.Repeat("#", maxConfigSize+1))}, "larger than"},
 	} {
 		code, stdout, stderr := run(t, tt.args...)

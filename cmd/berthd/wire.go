@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/berthd/berth/engine"
@@ -46,12 +47,12 @@ func serve(ctx context.Context, cfg *config) (err error) {
 	if err != nil {
 		return err
 	}
-	var served <-chan error
+	api := &listeners{ended: make(chan error, 2)}
 	defer func() {
 		if cerr := closeEngine(e); cerr != nil {
 			err = errors.Join(err, cerr)
-		} else if served != nil {
-			err = errors.Join(err, <-served)
+		} else {
+			err = errors.Join(err, api.wait())
 		}
 	}()
 	pidFile, err := writePidFile(cfg.State)
@@ -70,7 +71,17 @@ func serve(ctx context.Context, cfg *config) (err error) {
 	if err != nil {
 		return err
 	}
-	served = serveAPI(e, listener)
+	api.serve(e, listener)
+	if cfg.TCP.Address != "" {
+		remote, err := e.ListenTLS(engine.TLSConfig{
+			Address: cfg.TCP.Address, CA: cfg.TCP.CA, Cert: cfg.TCP.Cert, Key: cfg.TCP.Key, CommonName: cfg.TCP.CommonName,
+		})
+		if err != nil {
+			return err
+		}
+		api.serve(e, remote)
+		log.Info("berthd serves clients with certificates", slog.String("address", remote.Addr().String()))
+	}
 	built := version.Get()
 	log.Info("berthd serves", slog.String("address", e.Address()), slog.String("root", cfg.Root), slog.String("state", cfg.State),
 		slog.String("version", built.Version), slog.String("revision", built.Revision), slog.Int("pid", os.Getpid()))
@@ -79,8 +90,8 @@ func serve(ctx context.Context, cfg *config) (err error) {
 	}
 
 	select {
-	case err = <-served:
-		return fmt.Errorf("the API's socket is not served any more: %w", err)
+	case err = <-api.ended:
+		return fmt.Errorf("the API is not served any more: %w", err)
 	case sig := <-signals.stop:
 		log.Info("berthd stops; containers go on", slog.String("signal", sig.String()))
 	}
@@ -90,15 +101,32 @@ func serve(ctx context.Context, cfg *config) (err error) {
 	return nil
 }
 
-// serveAPI serves until the engine is closed; then it sends the outcome and
-// closes the channel.
-func serveAPI(e *engine.Engine, l net.Listener) <-chan error {
-	served := make(chan error, 1)
-	go func() {
-		defer close(served)
-		served <- e.Serve(l)
-	}()
-	return served
+// listeners are what the API is served on.
+type listeners struct {
+	ended   chan error // gets the error of one that ends before the engine
+	running sync.WaitGroup
+
+	mu  sync.Mutex
+	err error // of all that have ended; guarded by mu
+}
+
+// serve serves until the engine is closed.
+func (l *listeners) serve(e *engine.Engine, from net.Listener) {
+	l.running.Go(func() {
+		err := e.Serve(from)
+		l.mu.Lock()
+		l.err = errors.Join(l.err, err)
+		l.mu.Unlock()
+		l.ended <- err
+	})
+}
+
+// wait returns when all have ended.
+func (l *listeners) wait() error {
+	l.running.Wait()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err
 }
 
 // closeEngine stops the engine, or gives up: what is on disk is good at any
