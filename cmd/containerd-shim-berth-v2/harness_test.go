@@ -55,6 +55,10 @@ func runTests(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
+	if programs := os.Getenv("BERTH_TEST_PROGRAMS"); programs != "" {
+		binary = filepath.Join(programs, "containerd-shim-berth-v2")
+		return m.Run()
+	}
 	binary = filepath.Join(dir, "containerd-shim-berth-v2")
 	build := exec.Command("go", "build", "-tags", "no_grpc", "-o", binary, ".")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -160,7 +164,10 @@ func (d *daemon) bundle(id, script string, annotations map[string]string) string
 	}
 	spec.Linux.CgroupsPath = fmt.Sprintf("/berth-shim-%d-%s", os.Getpid(), id)
 	spec.Linux.Resources = &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}}
-	spec.Mounts = []specs.Mount{{Destination: "/proc", Type: "proc", Source: "proc"}}
+	spec.Mounts = []specs.Mount{
+		{Destination: "/proc", Type: "proc", Source: "proc"},
+		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs"}, // the root file system is shared
+	}
 	spec.Annotations = annotations
 	faketest.WriteBundle(d.t, bundle, spec)
 	if err := unix.Mkfifo(filepath.Join(bundle, "log"), 0o600); err != nil && !errors.Is(err, unix.EEXIST) {

@@ -163,6 +163,22 @@ func TestFailureLeavesNothing(t *testing.T) {
 	}
 }
 
+// private makes dir a mount that passes nothing on.
+func private(t *testing.T, dir string) {
+	t.Helper()
+	if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := unix.Mount("", dir, "", unix.MS_PRIVATE, ""); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // A stack, mounts below, mounts below that another one hides, and mounts below
 // a directory that is none itself.
 func TestUnmountTakesAll(t *testing.T) {
@@ -170,6 +186,10 @@ func TestUnmountTakesAll(t *testing.T) {
 		return task.Mount{Type: "bind", Source: source, Target: "sub", Options: []string{"bind"}}
 	}
 	a, b := tree(t, "sub/deep/"), tree(t, "deep/")
+	// Where / is shared, as under systemd, a mount on one of these binds would
+	// show on the other one too.
+	private(t, a)
+	private(t, b)
 	for name, mounts := range map[string][]task.Mount{
 		"stack":  {bind(a), bind(a), bind(b)},
 		"nested": {bind(a), sub(b), sub(b), {Type: "tmpfs", Source: "tmpfs", Target: "sub/deep"}},

@@ -61,6 +61,7 @@ var knownTexts = []known{
 	{text: "unrecognized option", class: errdefs.ErrNotImplemented},
 
 	{text: "permission denied", class: errdefs.ErrPermissionDenied},
+	{text: `": is a directory`, class: errdefs.ErrPermissionDenied}, // execve, since runc 1.2
 	{text: "operation not permitted", class: errdefs.ErrPermissionDenied},
 	{text: "no space left on device", class: errdefs.ErrResourceExhausted},
 	{text: "cannot allocate memory", class: errdefs.ErrResourceExhausted},
