@@ -82,15 +82,49 @@ func (c *connections) drain(ctx context.Context) error {
 	}
 }
 
+const (
+	enterPause = 50 * time.Microsecond
+	enterTries = 2000
+)
+
+// awaitEntered returns once the server has entered in its table of calls every
+// request that it has read, or after a tenth of a second. To be called before a
+// call is answered: ttrpc starts a call and enters it then, and an entry that comes
+// after the answer, which is to take it out, stays as long as the connection: it
+// was one call of a hundred.
+func (c *connections) awaitEntered() {
+	for range enterTries {
+		if c.entered() {
+			return
+		}
+		time.Sleep(enterPause)
+	}
+}
+
+func (c *connections) entered() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for conn := range c.open {
+		if conn.entered.Load() < conn.requests.n.Load() {
+			return false
+		}
+	}
+	return true
+}
+
 // conn counts what passes. ttrpc reads in one goroutine and writes in another.
 type conn struct {
 	net.Conn
 	owner     *connections
 	requests  frames // Read's
 	responses frames // Write's
+	// entered is how many of the requests are in ttrpc's table of calls: those that
+	// were whole when it asked for more, because its reader is one goroutine.
+	entered atomic.Int64
 }
 
 func (c *conn) Read(p []byte) (int, error) {
+	c.entered.Store(c.requests.n.Load())
 	n, err := c.Conn.Read(p)
 	c.requests.add(p[:n])
 	return n, err

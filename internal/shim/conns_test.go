@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"io"
 	"net"
 	"path/filepath"
 	"testing"
@@ -46,6 +47,40 @@ func TestFrames(t *testing.T) {
 	f.add(frame(1, 5)[:headSize+4])
 	if f.n.Load() != 0 {
 		t.Error("a part of a frame counts")
+	}
+}
+
+// A request is entered when its reader has come back for more.
+func TestEntered(t *testing.T) {
+	near, far := net.Pipe()
+	defer far.Close()
+	conns := &connections{open: map[*conn]struct{}{}}
+	c := &conn{Conn: near, owner: conns, requests: frames{kind: requestFrame}, responses: frames{kind: responseFrame}}
+	conns.open[c] = struct{}{}
+	ended := make(chan error, 1)
+	buf := make([]byte, headSize+8)
+	read := func() { _, err := io.ReadFull(c, buf); ended <- err }
+	go read()
+	request := frame(requestFrame, 8)
+	for _, part := range [][]byte{request[:5], request[5:]} {
+		if _, err := far.Write(part); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	if conns.entered() {
+		t.Error("a request is entered while its reader is busy with it")
+	}
+	go read()
+	conns.awaitEntered()
+	if !conns.entered() {
+		t.Error("a request is not entered though its reader waits for more")
+	}
+	c.Close()
+	if err := <-ended; err == nil {
+		t.Error("read of a closed connection")
 	}
 }
 

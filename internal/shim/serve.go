@@ -89,6 +89,7 @@ func Serve(ctx context.Context, cfg ServeConfig) error {
 		journal = filepath.Join(cfg.Dir, "events")
 	}
 	s := &server{cfg: cfg, shutdownC: make(chan struct{}), events: newPublisher(cfg.EventsAddress, journal, cfg.Log)}
+	defer tellStacks(cfg.Log)()
 	s.trim = time.AfterFunc(trimAfter, debug.FreeOSMemory)
 	defer s.trim.Stop()
 	if err := s.open(ctx); err != nil {
@@ -204,6 +205,7 @@ func (s *server) run(ctx context.Context) error {
 // memory back when calls stop coming.
 func (s *server) intercept(ctx context.Context, u ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo, m ttrpc.Method) (resp any, err error) {
 	defer func() {
+		s.conns.awaitEntered()
 		s.trim.Reset(trimAfter)
 		if p := recover(); p != nil {
 			s.cfg.Log.Error("panic in a call", "method", info.FullMethod, "panic", p, "stack", string(debug.Stack()))
@@ -233,6 +235,10 @@ func (s *server) untilUnused(ctx context.Context, served <-chan error) error {
 			return fmt.Errorf("serve the group's socket: %w", err)
 		case sig := <-term:
 			if s.set.CloseIfEmpty() {
+				return nil
+			}
+			if hostEnds(ctx) {
+				s.endContainers(ctx)
 				return nil
 			}
 			s.cfg.Log.Info("a signal is not obeyed while there are containers", "signal", sig.(syscall.Signal))

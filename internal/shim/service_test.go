@@ -56,7 +56,7 @@ func (c *client) must(method string, req, resp proto.Message) {
 func serveRunner(t *testing.T, r task.Runner, shutdown func()) (path string, log *logBuffer) {
 	t.Helper()
 	log = &logBuffer{}
-	s := &server{cfg: ServeConfig{Log: log.logger()}, trim: time.NewTimer(time.Hour)}
+	s := &server{conns: &connections{}, cfg: ServeConfig{Log: log.logger()}, trim: time.NewTimer(time.Hour)}
 	srv := newServer(t, ttrpc.WithServerHandshaker(ttrpc.UnixSocketRequireSameUser()), ttrpc.WithUnaryServerInterceptor(s.intercept))
 	(&service{runner: r, namespace: "ns", shutdown: shutdown}).register(srv)
 	path = filepath.Join(socketDir(t), "s")
