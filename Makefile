@@ -23,10 +23,10 @@ GOLANGCI_LINT := $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lin
 # Arguments for go test and for the bench: make test-unit TESTFLAGS=-v
 TESTFLAGS  ?=
 BENCHFLAGS ?=
-UNIT        = $(shell $(GO) list ./... | grep -v -e /test/integration -e /test/conformance -e /test/speccheck -e /bench)
+UNIT        = $(shell $(GO) list ./... | grep -v -e /test/integration -e /test/conformance -e /test/speccheck -e /test/soak -e /bench)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo clean-demo test test-unit test-integration test-conformance test-executor peers peers-buildkit conformance-speccheck bench lint check tidy fmt install clean
+.PHONY: help build demo clean-demo test test-unit test-integration test-conformance test-executor vm-test peers peers-buildkit conformance-speccheck soak bench lint check tidy fmt install clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,12 +51,13 @@ test: ## install what is missing and run all tests
 	@$(MAKE) --no-print-directory test-integration
 	@$(MAKE) --no-print-directory test-conformance
 	@$(MAKE) --no-print-directory test-executor
+	@$(MAKE) --no-print-directory vm-test
 
 test-unit: ## unit tests, with the race detector
 	CGO_ENABLED=1 $(GO) test -race -timeout 15m $(TESTFLAGS) $(UNIT)
 
 test-integration: build peers ## tests against stock containerd, then Berth (root, runc)
-	$(GO) test -count=1 -timeout 30m $(TESTFLAGS) ./test/integration/... ./test/speccheck/...
+	$(GO) test -count=1 -timeout 30m $(TESTFLAGS) ./test/integration/... ./test/speccheck/... ./test/soak/...
 
 test-conformance: build peers peers-buildkit ## what clients of a containerd daemon do, against stock and Berth
 	$(GO) test -count=1 -timeout 30m $(TESTFLAGS) ./test/conformance/...
@@ -64,6 +65,10 @@ test-conformance: build peers peers-buildkit ## what clients of a containerd dae
 # Without the race detector: BuildKit's own executor, which is tested beside, has races.
 test-executor: build peers ## build steps on BuildKit's executor, then on Berth's (root, runc)
 	cd executor && $(GO) test -count=1 -timeout 30m $(TESTFLAGS) ./...
+
+vm-test: ## tests on an older kernel with cgroup v2, with and without systemd, in emulated machines
+	@scripts/deps vm
+	@scripts/vm
 
 peers: ## build stock containerd and runc for tests and benches into out/
 	@scripts/peers $(OUT)/peers/bin
@@ -75,6 +80,10 @@ conformance-speccheck: ## write docs/conformance-speccheck.md anew: a spec's mem
 	@scripts/deps test
 	@$(MAKE) --no-print-directory peers
 	$(GO) test -count=1 ./test/speccheck -run 'TestStock' -update
+
+soak: build ## 100,000 execs and 2,000 containers in one shim; fails when it grows; takes long
+	@scripts/deps test
+	$(GO) test -count=1 -v -timeout 12h ./test/soak -execs 100000 -cycles 2000 -idle 60s
 
 bench: ## measure Berth beside stock containerd; figures in out/bench.json
 	@scripts/deps bench

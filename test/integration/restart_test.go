@@ -1,7 +1,6 @@
 package integration
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -190,16 +189,4 @@ func (g gate) open(t *testing.T) {
 func awaitEnd(t *testing.T, pid int) {
 	t.Helper()
 	harness.Await(t, 10*time.Second, "end of the container's process", func() bool { return harness.Ended(pid) })
-}
-
-// within fails the test when the function takes longer.
-func within(t *testing.T, limit time.Duration, what string, do func()) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), limit)
-	defer cancel()
-	begin := time.Now()
-	do()
-	if ctx.Err() != nil {
-		t.Errorf("%s took %s, want less than %s", what, time.Since(begin), limit)
-	}
 }

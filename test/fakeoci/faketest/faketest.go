@@ -47,9 +47,13 @@ func Run(m *testing.M) int {
 	return code
 }
 
-// Binary returns the path of the fake runtime.
+// Binary returns the path of the fake runtime: the one in BERTH_TEST_PROGRAMS,
+// where that is set, else one that is built.
 func Binary(t testing.TB) string {
 	t.Helper()
+	if dir := os.Getenv("BERTH_TEST_PROGRAMS"); dir != "" {
+		return filepath.Join(dir, "fakeoci")
+	}
 	build.mu.Lock()
 	defer build.mu.Unlock()
 	if !build.running {

@@ -1,0 +1,181 @@
+package integration
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/berthd/berth/test/harness"
+)
+
+// drivers are the cgroup drivers of OCI runtimes that this machine has, with the
+// flags that choose them: systemd's only where systemd is init.
+func drivers(d *harness.Daemon, name string) map[string][]string {
+	m := map[string][]string{"cgroupfs": nil}
+	if _, err := os.Stat("/run/systemd/system"); err == nil {
+		m["systemd"] = []string{"--runc-systemd-cgroup", "--cgroup", "system.slice:berth:" + d.ID(name)}
+	}
+	return m
+}
+
+// cgroupDirs are the directories of the cgroups of a process, one for each
+// hierarchy that is mounted, without those that are the root.
+func cgroupDirs(t *testing.T, pid int) []string {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var dirs []string
+	for line := range strings.Lines(string(b)) {
+		parts := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		for _, name := range []string{parts[1], strings.TrimPrefix(parts[1], "name="), "unified"} {
+			dir := filepath.Join("/sys/fs/cgroup", name, parts[2])
+			if _, err := os.Stat(dir); err == nil && parts[2] != "/" {
+				dirs = append(dirs, dir)
+				break
+			}
+		}
+	}
+	return dirs
+}
+
+// TestResources follows a container's cgroup with each of the runtime's cgroup
+// drivers: its limits, updates of them, its figures, freeze and thaw, the end of
+// all its processes at once, and its removal.
+func TestResources(t *testing.T) {
+	harness.Each(t, func(t *testing.T, d *harness.Daemon) {
+		for driver, flags := range drivers(d, "resources") {
+			id := d.ID("resources")
+			start(t, d, id, append(flags, "--memory-limit", fmt.Sprint(64<<20))...)
+			pid := d.TaskPID(t, id)
+			value := func(controller, v1, v2 string) string {
+				return strings.TrimSpace(cgroupValue(t, pid, controller, v1, v2))
+			}
+			if got := value("memory", "memory.limit_in_bytes", "memory.max"); got != fmt.Sprint(64<<20) {
+				t.Errorf("%s: memory limit %s", driver, got)
+			}
+			dirs := cgroupDirs(t, pid)
+			if driver == "systemd" && !slices.ContainsFunc(dirs, func(dir string) bool { return strings.HasSuffix(dir, "berth-"+id+".scope") }) {
+				t.Errorf("cgroups %v are no scope of systemd", dirs)
+			}
+
+			updateTask(t, d, id)
+			if got := value("memory", "memory.limit_in_bytes", "memory.max"); got != fmt.Sprint(48<<20) {
+				t.Errorf("%s: memory limit after the update: %s", driver, got)
+			}
+			if got := value("pids", "pids.max", "pids.max"); got != "77" {
+				t.Errorf("%s: pids limit after the update: %s", driver, got)
+			}
+			if out := d.MustCtr(t, "tasks", "metrics", "--format", "json", id); !json.Valid([]byte(out)) || !strings.Contains(out, fmt.Sprint(48<<20)) {
+				t.Errorf("%s: metrics without the memory limit: %s", driver, out)
+			}
+
+			d.MustCtr(t, "tasks", "pause", id)
+			if got := value("freezer", "freezer.state", "cgroup.events"); got != "FROZEN" && !strings.Contains(got, "frozen 1") {
+				t.Errorf("%s: freezer after pause: %s", driver, got)
+			}
+			d.MustCtr(t, "tasks", "resume", id)
+			if got := value("freezer", "freezer.state", "cgroup.events"); got != "THAWED" && !strings.Contains(got, "frozen 0") {
+				t.Errorf("%s: freezer after resume: %s", driver, got)
+			}
+
+			d.MustCtr(t, "tasks", "exec", "--detach", "--fifo-dir", t.TempDir(), "--exec-id", d.ID("more"+driver), id, "sleep", "1000")
+			d.MustCtr(t, "tasks", "kill", "--all", "--signal", "SIGKILL", id)
+			d.AwaitStatus(t, id, "STOPPED")
+			remove(t, d, id)
+			for _, dir := range dirs {
+				harness.Await(t, 30*time.Second, "the end of "+dir, func() bool {
+					_, err := os.Stat(dir)
+					return os.IsNotExist(err)
+				})
+			}
+		}
+	})
+}
+
+// updateTask gives the container 48 MiB of memory and 77 processes.
+func updateTask(t *testing.T, d *harness.Daemon, id string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(namespaces.WithNamespace(context.Background(), d.Namespace), time.Minute)
+	defer cancel()
+	container, err := d.Client(t).LoadContainer(ctx, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	task, err := container.Task(ctx, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	memory, pids := int64(48<<20), int64(77)
+	err = task.Update(ctx, containerd.WithResources(&specs.LinuxResources{
+		Memory: &specs.LinuxMemory{Limit: &memory}, Pids: &specs.LinuxPids{Limit: &pids},
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestResourcesOOM lets the kernel kill containers for memory, init itself and a
+// process beside it: it is told once, before the exit of init.
+func TestResourcesOOM(t *testing.T) {
+	harness.Each(t, func(t *testing.T, d *harness.Daemon) {
+		events, topics := watch(t, d)
+		limit := []string{"--memory-limit", fmt.Sprint(16 << 20), "--null-io", "--detach"}
+		ends := 0
+		for driver, flags := range drivers(d, "oom") {
+			for name, command := range map[string]string{
+				"init":  "exec dd if=/dev/zero of=/dev/null bs=100M count=1",
+				"child": "dd if=/dev/zero of=/dev/null bs=100M count=1; exit 3",
+			} {
+				id := d.ID("oom")
+				args := append(slices.Concat([]string{"run"}, flags, limit), harness.Image, id, "sh", "-c", command)
+				d.MustCtr(t, args...)
+				d.AwaitStatus(t, id, "STOPPED")
+				ends++
+				harness.Await(t, 30*time.Second, "exit event", func() bool {
+					return strings.Count(events.Stdout(), "/tasks/exit") == ends
+				})
+				if d.Kind == harness.Stock {
+					// Its event may come after the exit, and not at all where systemd
+					// removes the cgroup first.
+					remove(t, d, id)
+					continue
+				}
+				got := topics()
+				at := slices.Index(got[lastIndex(got, "/tasks/create"):], "/tasks/oom")
+				if at < 0 || got[len(got)-1] != "/tasks/exit" {
+					t.Errorf("%s, %s: events %v", driver, name, got)
+				}
+				record, err := os.ReadFile(filepath.Join(d.State, "io.containerd.runtime.v2.task", d.Namespace, id, "exit.json"))
+				if err != nil || !bytes.Contains(record, []byte(`"OOMKilled":true`)) {
+					t.Errorf("%s, %s: exit.json %s, %v", driver, name, record, err)
+				}
+				remove(t, d, id)
+			}
+		}
+		events.Signal(t, syscall.SIGINT)
+		events.Wait(t)
+	})
+}
+
+func lastIndex(list []string, want string) int {
+	for i := len(list) - 1; i >= 0; i-- {
+		if list[i] == want {
+			return i
+		}
+	}
+	return 0
+}
