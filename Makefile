@@ -23,10 +23,10 @@ GOLANGCI_LINT := $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lin
 # Arguments for go test and for the bench: make test-unit TESTFLAGS=-v
 TESTFLAGS  ?=
 BENCHFLAGS ?=
-UNIT        = $(shell $(GO) list ./... | grep -v -e /test/integration -e /test/conformance -e /test/speccheck -e /test/soak -e /bench)
+UNIT        = $(shell $(GO) list ./... | grep -v -e /test/integration -e /test/conformance -e /test/speccheck -e /test/soak -e /test/load -e /bench)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo clean-demo test test-unit test-integration test-conformance test-executor vm-test peers peers-buildkit conformance-speccheck soak bench lint check tidy fmt install clean
+.PHONY: help build demo clean-demo test test-unit test-integration test-conformance test-executor test-load load vm-test peers peers-buildkit conformance-speccheck soak bench lint check tidy fmt install clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,7 @@ test: ## install what is missing and run all tests
 	@$(MAKE) --no-print-directory test-unit
 	@$(MAKE) --no-print-directory test-integration
 	@$(MAKE) --no-print-directory test-conformance
+	@$(MAKE) --no-print-directory test-load
 	@$(MAKE) --no-print-directory test-executor
 	@$(MAKE) --no-print-directory vm-test
 
@@ -69,6 +70,12 @@ test-executor: build peers ## build steps on BuildKit's executor, then on Berth'
 vm-test: ## tests on an older kernel with cgroup v2, with and without systemd, in emulated machines
 	@scripts/deps vm
 	@scripts/vm
+
+test-load: build peers ## many clients at once, for a short while
+	$(GO) test -count=1 -timeout 10m $(TESTFLAGS) ./test/load
+
+load: build peers ## the same for a minute, and with 10,000 records
+	BERTH_LOAD_SECONDS=60 BERTH_LOAD_RECORDS=10000 $(GO) test -v -count=1 -timeout 90m $(TESTFLAGS) ./test/load
 
 peers: ## build stock containerd and runc for tests and benches into out/
 	@scripts/peers $(OUT)/peers/bin
