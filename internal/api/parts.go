@@ -20,7 +20,7 @@ const (
 
 // logSchemes are the schemes of URIs that the standard output and error of a
 // container may be.
-const logSchemes = "fifo,file,json-file"
+const logSchemes = "fifo,binary,binary-v2,file,json-file"
 
 // Parts describes to clients what is not storage: the runtime, the events and
 // every service that NewGRPCServer registers. Root is the root directory of

@@ -194,7 +194,7 @@ func TestServerAboutItself(t *testing.T) {
 		t.Fatalf("plugins are %v, %v", plugins, err)
 	}
 	rt := plugins.Plugins[0]
-	if rt.ID != "task" || len(rt.Platforms) == 0 || rt.Exports["root"] != "/the/root" || rt.Exports["log-uri-schemes"] != "fifo,file,json-file" {
+	if rt.ID != "task" || len(rt.Platforms) == 0 || rt.Exports["root"] != "/the/root" || rt.Exports["log-uri-schemes"] != "fifo,binary,binary-v2,file,json-file" {
 		t.Errorf("runtime plugin is %v", rt)
 	}
 	if e := plugins.Plugins[1].InitErr; e == nil || codes.Code(e.Code) != codes.FailedPrecondition {

@@ -207,12 +207,13 @@ func (p *process) delete(ctx context.Context, fn func(context.Context) (task.Exi
 
 // streamsConfig names the fds that a successor finds with the guard.
 func (p *process) streamsConfig() stdio.Config {
-	name := p.c.id.Namespace + "/" + p.c.id.Container
+	name, id := p.c.id.Namespace+"/"+p.c.id.Container, p.c.id.Container
 	if p.id != "" {
-		name += "/" + p.id
+		name, id = name+"/"+p.id, p.id
 	}
 	return stdio.Config{
 		Stdio: p.stdio, UID: p.c.options.IOUID, GID: p.c.options.IOGID,
+		Namespace: p.c.id.Namespace, ID: id,
 		Name: name, Keeper: p.c.set.cfg.Keeper, Watcher: p.c.set.cfg.Watcher, Files: p.c.set.cfg.Files,
 		Dir: p.c.bundle, Log: p.c.log,
 	}

@@ -14,6 +14,7 @@ type adoption struct {
 	*Streams
 	cfg  Config
 	kept map[string]*os.File
+	spec *loggerSpec // nil without a logger
 }
 
 // Adopt goes on where a process that had these streams died. kept has the files
@@ -31,8 +32,13 @@ func Adopt(ctx context.Context, cfg Config, kept map[string]*os.File) (*Streams,
 	if err := errors.Join(ctx.Err(), a.checkTargets()); err != nil {
 		return nil, err
 	}
+	if a.spec != nil {
+		a.adoptLogger(a.spec)
+	}
 	if cfg.Stdio.Terminal {
 		a.adoptTerminal()
+	} else if a.spec != nil {
+		a.adoptStdin()
 	} else {
 		a.adoptOutput("stdout", cfg.Stdio.Stdout)
 		a.adoptOutput("stderr", cfg.Stdio.Stderr)
@@ -40,15 +46,17 @@ func Adopt(ctx context.Context, cfg Config, kept map[string]*os.File) (*Streams,
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.left = len(a.outs)
-	if a.term != nil {
-		a.left++
-	}
+	a.countLocked()
 	a.runLocked()
 	return a.Streams, nil
 }
 
 func (a *adoption) checkTargets() error {
+	spec, err := findLogger(a.cfg.Stdio)
+	if err != nil {
+		return err
+	}
+	a.spec = spec
 	_, inErr := parseTarget("stdin", a.cfg.Stdio.Stdin)
 	_, outErr := parseTarget("stdout", a.cfg.Stdio.Stdout)
 	if a.cfg.Stdio.Terminal {
@@ -245,12 +253,22 @@ func (a *adoption) adoptTerminal() {
 		if in != nil {
 			in.close()
 		}
-		if w != nil {
+		if a.spec != nil {
+			w.close()
+		} else if w != nil {
 			// What was copied is in the FIFO; its reader sees EOF after it.
 			a.outs = []*output{{name: outputNames[0], sink: a.sinkOf(outputNames[0], w)}}
 		}
 		return
 	}
 	a.in = in
-	a.term = &terminal{master: master, sink: a.findSink(outputNames[0], a.cfg.Stdio.Stdout, w)}
+	a.term = &terminal{master: master}
+	switch {
+	case a.spec == nil:
+		a.term.sink = a.findSink(outputNames[0], a.cfg.Stdio.Stdout, w)
+	case w == nil:
+		a.term.sink = a.nullSink(a.spec.path)
+	default:
+		a.term.sink = &sink{kind: toLogger, path: a.spec.path, log: a.log, w: w}
+	}
 }

@@ -19,6 +19,7 @@ const (
 	toFIFO
 	toFile
 	toLog
+	toLogger // a pipe from a terminal to a logger
 )
 
 // sink is where an output goes.

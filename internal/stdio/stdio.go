@@ -41,11 +41,14 @@ type Config struct {
 	// when it does not exist, or the json-file:// URI of a log (see package
 	// logfile). Files are written at their end. Where Stdout and Stderr are the
 	// same FIFO or file, the container gets one pipe for both, which keeps the
-	// order of what it writes. With Terminal, Stderr is not used.
+	// order of what it writes. With Terminal, Stderr is not used. Stdout may also be
+	// a logger's binary:// or binary-v2:// URI; Stderr is then the same or empty.
 	Stdio task.Stdio
 	// UID and GID own the ends of the pipes that the container uses; 0 and 0
 	// leave them to root.
 	UID, GID int
+	// Namespace and ID are what a logger is told of the process.
+	Namespace, ID string
 	// Name is the prefix of the names given to Keeper: Name + "/stdout.r".
 	Name string
 	// Keeper gets duplicates of all that a successor needs for [Adopt]. nil:
@@ -74,6 +77,8 @@ const (
 	keptPipeSuffix = ".r"         // our end of the container's stdout or stderr
 	keptSinkSuffix = ".w"         // the client's FIFO or file
 	keptPty        = "pty"        // the master
+	keptLogger     = "logger"     // pidfd of a logger
+	keptLoggerErrs = "logger.err" // our end of its standard error
 )
 
 // Streams are the open streams of one process. They come from [Open], before
@@ -90,9 +95,10 @@ type Streams struct {
 	outs    []*output
 	console *consoleSocket
 	term    *terminal // non-nil for a terminal; its master comes with Started
+	logger  *logger   // nil without
 
 	watch   watcherRef
-	drained chan struct{}
+	drained chan struct{} // closed by outputEnded, or by Close before Started
 	closing chan struct{} // closed when the movers must end
 	closed  chan struct{} // closed when Close is done
 	wg      sync.WaitGroup
@@ -114,7 +120,7 @@ const (
 )
 
 // Open opens the client's ends and makes the container's. It never waits for a
-// client. A bad destination is InvalidArgument, a missing one NotFound; when
+// client, but for a logger to be ready. A bad destination is InvalidArgument, a missing one NotFound; when
 // it fails nothing is left open.
 func Open(ctx context.Context, cfg Config) (*Streams, error) {
 	if err := ctx.Err(); err != nil {
@@ -125,14 +131,28 @@ func Open(ctx context.Context, cfg Config) (*Streams, error) {
 	if cfg.Stdio.Terminal {
 		open = s.openTerminal
 	}
-	if err := open(cfg); err != nil {
+	err := open(cfg)
+	if err == nil && s.logger != nil {
+		err = s.logger.start(ctx)
+	}
+	if err != nil {
 		return nil, errors.Join(err, s.Close(ctx))
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.countLocked()
+	return s, nil
+}
+
+// countLocked counts the outputs that are to end.
+func (s *Streams) countLocked() {
 	s.left = len(s.outs)
 	if s.term != nil {
-		s.left = 1
+		s.left++
 	}
-	return s, nil
+	if s.logger != nil {
+		s.left++
+	}
 }
 
 func newStreams(cfg Config) *Streams {
@@ -166,6 +186,13 @@ func (s *Streams) openPipes(cfg Config) error {
 			return err
 		}
 		s.runtime[0], s.in.pipe = theirs, s.holder.hold(keptStdinPipe, ours)
+	}
+	spec, err := findLogger(cfg.Stdio)
+	if err != nil {
+		return err
+	}
+	if spec != nil {
+		return errors.Join(s.openLogger(spec, cfg), s.fillWithNull())
 	}
 	for i, value := range []string{cfg.Stdio.Stdout, cfg.Stdio.Stderr} {
 		var err error

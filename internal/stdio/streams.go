@@ -20,11 +20,19 @@ func (s *Streams) openTerminal(cfg Config) error {
 	if err := s.openInput(cfg); err != nil {
 		return err
 	}
-	sink, err := s.openSink(outputNames[0], cfg.Stdio.Stdout, true)
+	spec, err := findLogger(cfg.Stdio)
 	if err != nil {
 		return err
 	}
-	s.term = &terminal{sink: sink}
+	s.term = &terminal{}
+	if spec != nil {
+		err = s.openLogger(spec, cfg)
+	} else {
+		s.term.sink, err = s.openSink(outputNames[0], cfg.Stdio.Stdout, true)
+	}
+	if err != nil {
+		return err
+	}
 	if s.console, err = listenConsole(cfg.Dir); err != nil {
 		return err
 	}
@@ -109,6 +117,9 @@ func (s *Streams) runLocked() {
 	}
 	if s.term != nil {
 		s.wg.Go(func() { s.term.run(s) })
+	}
+	if s.logger != nil {
+		s.wg.Go(func() { s.logger.run(s) })
 	}
 	switch {
 	case s.in == nil:
@@ -212,15 +223,31 @@ func (s *Streams) Close(ctx context.Context) error {
 	}
 	defer close(s.closed)
 	if before == phaseOpen {
-		close(s.drained) // no mover will
+		s.neverStarted()
 	}
 	select {
 	case <-s.drained:
 	case <-ctx.Done():
 		s.closeErr = s.cut()
 	}
+	if s.logger != nil {
+		s.closeErr = errors.Join(s.closeErr, s.logger.close())
+	}
 	s.closeErr = errors.Join(s.closeErr, s.tearDown())
 	return s.closeErr
+}
+
+// neverStarted ends what Open has begun: no mover will.
+func (s *Streams) neverStarted() {
+	if s.logger == nil {
+		close(s.drained)
+		return
+	}
+	s.mu.Lock()
+	s.left = 1
+	s.mu.Unlock()
+	s.logger.end()
+	s.wg.Go(func() { s.logger.run(s) })
 }
 
 // cut says which output is lost by closing now.
@@ -272,7 +299,7 @@ func (s *Streams) sinks() []*sink {
 	for _, o := range s.outs {
 		sinks = append(sinks, o.sink)
 	}
-	if s.term != nil {
+	if s.term != nil && s.term.sink != nil {
 		sinks = append(sinks, s.term.sink)
 	}
 	return sinks

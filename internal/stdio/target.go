@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berthd/berth/internal/logfile"
+	"github.com/berthd/berth/task"
 )
 
 // target is the parsed value of one stream.
@@ -21,6 +22,7 @@ type target struct {
 	want   targetKind
 	create bool           // make the file when it does not exist
 	log    logfile.Config // of a logKind
+	logger *loggerSpec    // of a loggerKind
 }
 
 type targetKind uint8
@@ -30,6 +32,7 @@ const (
 	fifoKind
 	fileKind
 	logKind
+	loggerKind
 )
 
 func (t target) null() bool { return t.path == "" || t.path == os.DevNull }
@@ -47,6 +50,11 @@ func parseTarget(stream, value string) (target, error) {
 		if err != nil {
 			return target{}, t.invalid(value, "it is not a valid URI")
 		}
+		if stream != "stdin" && (u.Scheme == "binary" || u.Scheme == "binary-v2") {
+			t.path, t.want = u.Path, loggerKind
+			t.logger, err = t.parseLogger(u)
+			return t, err
+		}
 		if u.Host != "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
 			return target{}, t.invalid(value, "only a path may follow "+scheme+"://")
 		}
@@ -57,7 +65,7 @@ func parseTarget(stream, value string) (target, error) {
 		case "file":
 			t.want, t.create = fileKind, stream != "stdin"
 		default:
-			return target{}, t.invalid(value, "the scheme is not supported; use the path of a FIFO or file, fifo://, file:// or json-file://")
+			return target{}, t.invalid(value, "the scheme is not supported; use the path of a FIFO or file, fifo://, file://, json-file://, binary:// or binary-v2://")
 		}
 	}
 	switch {
@@ -69,6 +77,20 @@ func parseTarget(stream, value string) (target, error) {
 		return target{}, t.invalid(value, "the path must be absolute")
 	}
 	return t, nil
+}
+
+// findLogger returns the logger that has the outputs; nil when there is none.
+// It has both of them, as with stock shims; stderr must name the same or nothing.
+func findLogger(stdio task.Stdio) (*loggerSpec, error) {
+	t, err := parseTarget("stdout", stdio.Stdout)
+	if err != nil || t.want != loggerKind {
+		return nil, err
+	}
+	if !stdio.Terminal && stdio.Stderr != "" && stdio.Stderr != stdio.Stdout {
+		t.stream = "stderr"
+		return nil, t.invalid(stdio.Stderr, "stdout is a logger, which has both outputs: use the same URI")
+	}
+	return t.logger, nil
 }
 
 func parseLog(t target) (_ target, err error) {
@@ -128,6 +150,9 @@ func openTarget(t target) (openedTarget, error) {
 	null := openedTarget{target: t, fd: -1, kind: toNull}
 	if t.null() {
 		return null, nil
+	}
+	if t.want == loggerKind {
+		return openedTarget{}, t.invalid(t.path, "a logger has both outputs: it must be named as stdout")
 	}
 	if t.want == logKind {
 		return openedTarget{target: t, fd: -1, kind: toLog}, nil

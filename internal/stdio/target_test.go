@@ -37,7 +37,9 @@ func TestBadDestinations(t *testing.T) {
 	fifo := mkfifo(t)
 	invalid, notFound := errdefs.ErrInvalidArgument, errdefs.ErrNotFound
 	for value, want := range map[string]error{
-		"binary:///bin/logger?a=b":         invalid,
+		"binary://host/logger":             invalid,
+		"binary-v2://":                     invalid,
+		"binary:///logger?a=%00":           invalid,
 		"pipe://x":                         invalid,
 		"://":                              invalid,
 		"file://host/log":                  invalid,
