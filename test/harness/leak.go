@@ -117,13 +117,17 @@ func (d *Daemon) leftOnMachine() []string {
 	left = append(left, prefixed("cgroup ", d.cgroups())...)
 	left = append(left, prefixed("fifo ", d.fifoDirs())...)
 	left = append(left, prefixed("socket ", d.sockets())...)
-	for _, dir := range []string{
+	dirs := []string{
 		filepath.Join(d.State, "io.containerd.runtime.v2.task", d.Namespace),
 		filepath.Join(d.Root, "io.containerd.runtime.v2.task", d.Namespace),
 		filepath.Join(d.State, "io.containerd.berth.group", d.Namespace),
-		filepath.Join(d.Dir, "s"),
 		filepath.Join(d.State, "s"),
-	} {
+	}
+	if d.Kind == Berth {
+		// A stock shim whose daemon was killed sometimes leaves its socket behind.
+		dirs = append(dirs, filepath.Join(d.Dir, "s"))
+	}
+	for _, dir := range dirs {
 		left = append(left, prefixed("file ", names(dir))...)
 	}
 	return append(left, prefixed("file ", d.strays())...)
