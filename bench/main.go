@@ -39,7 +39,7 @@ type options struct {
 	runc       string
 }
 
-var rows = []string{"run", "exec", "memory", "calls"}
+var rows = []string{"run", "exec", "stdout", "memory", "calls"}
 
 func main() {
 	opts, err := parse(os.Args[1:])
@@ -114,6 +114,8 @@ func run(ctx context.Context, opts options) (err error) {
 			measured, err = lab.measureRun(ctx)
 		case "exec":
 			measured, err = lab.measureExec(ctx)
+		case "stdout":
+			measured, err = lab.measureStdout(ctx)
 		case "memory":
 			measured, err = lab.measureMemory(ctx)
 		case "calls":
