@@ -26,7 +26,7 @@ BENCHFLAGS ?=
 UNIT        = $(shell $(GO) list ./... | grep -v -e /test/integration -e /test/conformance -e /test/speccheck -e /test/soak -e /test/load -e /bench)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo clean-demo test test-unit test-integration test-conformance test-executor test-load load vm-test peers peers-buildkit conformance-speccheck soak bench lint check tidy fmt install clean
+.PHONY: help build demo clean-demo test test-unit test-integration test-conformance test-executor test-load load vm-test peers peers-buildkit peers-debian conformance-speccheck soak bench lint check tidy fmt install clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -79,6 +79,9 @@ load: build peers ## the same for a minute, and with 10,000 records
 
 peers: ## build stock containerd and runc for tests and benches into out/
 	@scripts/peers $(OUT)/peers/bin
+
+peers-debian: ## fetch Debian's containerd 1.6 into out/
+	@scripts/peers $(OUT)/peers/bin debian
 
 peers-buildkit: ## build buildkitd and buildctl into out/
 	@scripts/peers $(OUT)/peers/bin buildkit

@@ -272,6 +272,9 @@ func TestOldDaemon(t *testing.T) {
 	cmd := d.command(bundle, nil, "start")
 	cmd.Stdin = encodeAny(t, &options.Options{BinaryName: "runc"})
 	s := d.connect(bundle, string(output(t, cmd)))
+	if got, err := os.ReadFile(filepath.Join(bundle, "address")); err != nil || string(got) != "unix://"+s.socket {
+		t.Errorf("address %q, %v", got, err)
+	}
 	if filepath.Dir(s.socket) != "/run/containerd/s" {
 		t.Errorf("socket %s", s.socket)
 	}

@@ -54,6 +54,12 @@ func Start(a Args, in io.Reader, out io.Writer) error {
 		return err
 	}
 	socket := socketPath(dir, a.Address, a.Namespace, group)
+	if params == nil {
+		// Where such a daemon finds the shim again after a restart.
+		if err := os.WriteFile(filepath.Join(bundle, "address"), []byte("unix://"+socket), 0o600); err != nil {
+			return err
+		}
+	}
 	listener, err := listen(socket)
 	if errors.Is(err, errServed) {
 		return writeResult(out, socket, params)

@@ -25,6 +25,7 @@ var (
 	makeBuild = sync.OnceValue(func() error { return runMake("build") })
 	makePeers = sync.OnceValue(func() error { return runMake("peers") })
 	// makeBuildKit takes minutes on a new machine.
+	makeDebian   = sync.OnceValue(func() error { return runMake("peers-debian") })
 	makeBuildKit = sync.OnceValue(func() error { return runMake("peers-buildkit") })
 )
 
@@ -110,6 +111,15 @@ func BuildKit(tb testing.TB) (daemon, client string) {
 	}
 	peers := filepath.Join(root, "out", "peers", "bin")
 	return filepath.Join(peers, "buildkitd"), filepath.Join(peers, "buildctl")
+}
+
+// containerd16 puts Debian's containerd 1.6 and its ctr in the place of 2.4.
+func (b *Binaries) containerd16() error {
+	if err := makeDebian(); err != nil {
+		return err
+	}
+	b.Containerd, b.Ctr = b.Containerd+"-1.6", b.Ctr+"-1.6"
+	return nil
 }
 
 // Shim returns the path of Berth's shim, for a test that puts it under another

@@ -33,6 +33,20 @@ imports = []
   bin_dir = %q
 `
 
+// oldToml is the same for containerd 1.6.
+const oldToml = `version = 2
+root = %q
+state = %q
+disabled_plugins = [
+  "io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
+  "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs", "io.containerd.internal.v1.opt",
+]
+[grpc]
+  address = %q
+[ttrpc]
+  address = %q
+`
+
 // berthToml lets a shim go soon after its last container, which the leak check
 // waits for.
 const berthToml = `[shim]
@@ -41,7 +55,10 @@ linger = "200ms"
 
 func (d *Daemon) writeConfig() error {
 	text := berthToml
-	if d.Kind == Stock {
+	switch {
+	case d.config.Old:
+		text = fmt.Sprintf(oldToml, d.Root, d.State, d.Address, d.Address+".ttrpc")
+	case d.Kind == Stock:
 		text = fmt.Sprintf(stockToml, d.Root, d.State, d.Address, d.Address+".ttrpc", filepath.Join(d.Dir, "s"),
 			filepath.Join(d.Dir, "opt"), filepath.Join(d.Dir, "verifier"))
 	}
@@ -75,6 +92,9 @@ func (d *Daemon) linkRuntimes() error {
 	links := map[string]string{"runc": d.Programs.Runc}
 	if d.Kind == Stock {
 		links["containerd-shim-runc-v2"] = d.Programs.StockShim
+	}
+	if d.config.OwnShim {
+		links["containerd-shim-runc-v2"], links["containerd-shim-berth-v2"] = d.Programs.Shim, d.Programs.Shim
 	}
 	for name, target := range links {
 		if err := os.Symlink(target, filepath.Join(bin, name)); err != nil {

@@ -38,6 +38,11 @@ type Config struct {
 	Toml string
 	// Env is added to the environment of the daemon, NAME=VALUE each.
 	Env []string
+	// OwnShim gives stock containerd Berth's shim, under its own name and in the
+	// place of stock's.
+	OwnShim bool
+	// Old takes Debian's containerd 1.6 as stock containerd, and its ctr.
+	Old bool
 	// RootSize puts the root directory on a file system of its own that has
 	// this many bytes; 0 puts it with everything else.
 	RootSize int64
@@ -100,6 +105,11 @@ func Start(tb testing.TB, config Config) *Daemon {
 	bin, err := programs()
 	if err != nil {
 		tb.Fatal(err)
+	}
+	if config.Old {
+		if err := bin.containerd16(); err != nil {
+			tb.Fatal(err)
+		}
 	}
 	mark := randomMark(tb)
 	// Socket paths are short: /tmp rather than the long directory of the test.

@@ -1,54 +1,73 @@
 package integration
 
 import (
+	"fmt"
+	"os"
 	"testing"
 	"time"
 
 	"github.com/berthd/berth/test/harness"
 )
 
-// TestShimUnderStock puts Berth's shim under stock containerd, named by its
-// path: what clients do with stock's own shim works, a restart included.
+// TestShimUnderStock puts Berth's shim under stock containerd, by its path, by the
+// name of its runtime, and in the place of stock's own shim: what clients do with
+// that one works, a restart included.
 func TestShimUnderStock(t *testing.T) {
 	t.Parallel()
-	d := harness.Start(t, harness.Config{Kind: harness.Stock})
-	shim := harness.Shim(t)
-	r := d.CtrRun(t, []string{"--runtime", shim}, harness.Image, d.ID("front"), "sh", "-c", "echo out; echo err >&2; exit 7")
-	if r.Code != 7 || r.Stdout != "out\n" || r.Stderr != "err\n" {
-		t.Error(r)
-	}
+	testDropIn(t, harness.Config{Kind: harness.Stock, OwnShim: true}, harness.Shim(t), "io.containerd.berth.v2", "io.containerd.runc.v2")
+}
 
-	id := d.ID("dropin")
-	start(t, d, id, "--runtime", shim)
-	pid := d.TaskPID(t, id)
-	// The one of the container before may be about to end.
-	harness.Await(t, 10*time.Second, "one shim", func() bool { return len(d.Shims()) == 1 })
-	if guards := d.Guards(); len(guards) != 0 {
-		t.Errorf("guards %v under a daemon that is not Berth's", guards)
-	}
-	exec := func() {
-		t.Helper()
-		if r := d.CtrExec(t, nil, id, "sh", "-c", "echo in; exit 5"); r.Code != 5 || r.Stdout != "in\n" {
+// TestShimUnderContainerd16 is the same under Debian's containerd, which knows
+// version 2 of the shim's service and no bootstrap parameters.
+func TestShimUnderContainerd16(t *testing.T) {
+	t.Parallel()
+	testDropIn(t, harness.Config{Kind: harness.Stock, Old: true, OwnShim: true}, harness.Shim(t), "io.containerd.berth.v2", "io.containerd.runc.v2")
+}
+
+func testDropIn(t *testing.T, config harness.Config, runtimes ...string) {
+	t.Helper()
+	d := harness.Start(t, config)
+	shim := harness.Shim(t)
+	for _, runtime := range runtimes {
+		r := d.CtrRun(t, []string{"--runtime", runtime}, harness.Image, d.ID("front"), "sh", "-c", "echo out; echo err >&2; exit 7")
+		if r.Code != 7 || r.Stdout != "out\n" || r.Stderr != "err\n" {
 			t.Error(r)
 		}
+		id := d.ID("dropin")
+		start(t, d, id, "--runtime", runtime)
+		pid := d.TaskPID(t, id)
+		// The one of the container before may be about to end.
+		harness.Await(t, 30*time.Second, "one shim", func() bool { return len(d.Shims()) == 1 })
+		if program, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", d.Shims()[0])); err != nil || program != shim {
+			t.Errorf("%s is served by %s, %v", runtime, program, err)
+		}
+		if guards := d.Guards(); len(guards) != 0 {
+			t.Errorf("guards %v under a daemon that is not Berth's", guards)
+		}
+		exec := func() {
+			t.Helper()
+			if r := d.CtrExec(t, nil, id, "sh", "-c", "echo in; exit 5"); r.Code != 5 || r.Stdout != "in\n" {
+				t.Error(r)
+			}
+		}
+		exec()
+		d.MustCtr(t, "tasks", "pause", id)
+		d.MustCtr(t, "tasks", "resume", id)
+		d.MustCtr(t, "tasks", "metrics", id)
+		d.Kill(t)
+		d.Boot(t)
+		d.AwaitStatus(t, id, "RUNNING")
+		if got := d.TaskPID(t, id); got != pid {
+			t.Errorf("pid %d, was %d", got, pid)
+		}
+		exec()
+		exit := d.WaitTask(t, id)
+		d.MustCtr(t, "tasks", "kill", id)
+		if code := exit(); code != 42 {
+			t.Errorf("exit code %d, want 42", code)
+		}
+		remove(t, d, id)
 	}
-	exec()
-	d.MustCtr(t, "tasks", "pause", id)
-	d.MustCtr(t, "tasks", "resume", id)
-	d.MustCtr(t, "tasks", "metrics", id)
-	d.Kill(t)
-	d.Boot(t)
-	d.AwaitStatus(t, id, "RUNNING")
-	if got := d.TaskPID(t, id); got != pid {
-		t.Errorf("pid %d, was %d", got, pid)
-	}
-	exec()
-	exit := d.WaitTask(t, id)
-	d.MustCtr(t, "tasks", "kill", id)
-	if code := exit(); code != 42 {
-		t.Errorf("exit code %d, want 42", code)
-	}
-	remove(t, d, id)
 }
 
 // TestShimUnderStockTerminal is a shell on a terminal of Berth's shim.
