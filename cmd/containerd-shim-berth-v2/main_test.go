@@ -5,14 +5,18 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	bootstrap "github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	taskAPI "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/api/types/runc/options"
@@ -263,6 +267,63 @@ func TestStaleSocket(t *testing.T) {
 	}
 	next.must("Shutdown", &taskAPI.ShutdownRequest{}, &emptypb.Empty{})
 	next.ended()
+}
+
+// The cgroup that the options name is the shim's, whatever form they come in; one
+// that is not there is an error that names the option.
+func TestShimCgroup(t *testing.T) {
+	d := newDaemon(t)
+	path := fmt.Sprintf("/berth-shim-cgroup-%d", os.Getpid())
+	dirs := []string{"/sys/fs/cgroup" + path}
+	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err != nil {
+		dirs = []string{"/sys/fs/cgroup/memory" + path, "/sys/fs/cgroup/pids" + path}
+	}
+	given := &options.Options{ShimCgroup: path}
+	start := func(name string, stdin io.Reader) *exec.Cmd {
+		cmd := d.command(d.bundle(name, "exit 0", nil), nil, "start")
+		cmd.Stdin = stdin
+		return cmd
+	}
+	out, err := start("none", encodeAny(t, given)).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "shim_cgroup") {
+		t.Errorf("a cgroup that is not there: %v, %q", err, out)
+	}
+	for _, dir := range dirs {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			await(t, "the end of "+dir, func() bool { return os.Remove(dir) == nil })
+		})
+	}
+	params := &bootstrap.BootstrapParams{InstanceID: "sent", Namespace: "ns"}
+	if err := params.AddExtension(given); err != nil {
+		t.Fatal(err)
+	}
+	data, err := proto.Marshal(params)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, stdin := range map[string]io.Reader{"sent": bytes.NewReader(data), "bare": encodeAny(t, given)} {
+		cmd := start(name, stdin)
+		address := string(output(t, cmd))
+		if name == "sent" {
+			var result bootstrap.BootstrapResult
+			if err := proto.Unmarshal([]byte(address), &result); err != nil {
+				t.Fatal(err)
+			}
+			address = result.Address
+		}
+		s := d.connect(cmd.Dir, address)
+		for _, dir := range dirs {
+			procs, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+			if err != nil || !slices.Contains(strings.Fields(string(procs)), strconv.Itoa(s.pid)) {
+				t.Errorf("%s: the shim %d is not in %s: %q, %v", name, s.pid, dir, procs, err)
+			}
+		}
+		s.must("Shutdown", &taskAPI.ShutdownRequest{}, &emptypb.Empty{})
+		s.ended()
+	}
 }
 
 // A daemon that knows nothing of parameters gets a bare address.

@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	bootstrap "github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	taskAPI "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/api/types/runc/options"
@@ -21,6 +23,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/berthd/berth/internal/cgroup"
 	"github.com/berthd/berth/internal/mount"
 	"github.com/berthd/berth/internal/ociruntime"
 )
@@ -33,7 +36,8 @@ const featuresURL = "types.containerd.io/opencontainers/runtime-spec/1/features/
 // The working directory is the bundle. There is no guard: such a daemon
 // buries a container with its shim.
 func Start(a Args, in io.Reader, out io.Writer) error {
-	params, err := readParams(in, a)
+	var given bytes.Buffer
+	params, err := readParams(io.TeeReader(in, &given), a)
 	if err != nil {
 		return err
 	}
@@ -68,10 +72,41 @@ func Start(a Args, in io.Reader, out io.Writer) error {
 		return err
 	}
 	defer listener.Close()
-	if err := startServing(a, bundle, socket, listener); err != nil {
+	if err = place(params, given.Bytes()); err == nil {
+		err = startServing(a, bundle, socket, listener)
+	}
+	if err != nil {
 		return errors.Join(fmt.Errorf("start the shim: %w", err), remove(socket))
 	}
 	return writeResult(out, socket, params)
+}
+
+// place puts this process, and so the shim that it starts, where the daemon wants
+// shims: in the cgroup that the runtime's options name, and with SCHED_CORE, which
+// operators set, in a group of processes that shares no core with others.
+func place(params *bootstrap.BootstrapParams, given []byte) error {
+	var o options.Options
+	if params != nil {
+		if _, err := params.FindExtension(&o); err != nil {
+			return err
+		}
+	} else if bare := (&anypb.Any{}); proto.Unmarshal(given, bare) == nil && bare.MessageIs(&o) {
+		if err := bare.UnmarshalTo(&o); err != nil {
+			return fmt.Errorf("runtime options: %w", err)
+		}
+	}
+	if o.ShimCgroup != "" {
+		if err := cgroup.Join(o.ShimCgroup, os.Getpid()); err != nil {
+			return fmt.Errorf("option shim_cgroup: %w", err)
+		}
+	}
+	if os.Getenv("SCHED_CORE") != "" {
+		err := unix.Prctl(unix.PR_SCHED_CORE, unix.PR_SCHED_CORE_CREATE, 0, unix.PR_SCHED_CORE_SCOPE_PROCESS_GROUP, 0)
+		if err != nil {
+			return fmt.Errorf("SCHED_CORE: core scheduling: %w", err)
+		}
+	}
+	return nil
 }
 
 // startServing starts the process that takes over the listener.

@@ -43,7 +43,7 @@ var allowed = map[string][]string{
 		"task", "internal/cgroup", "internal/mount", "internal/ociruntime", "internal/reap", "internal/stdio",
 	},
 	"internal/shim": {
-		"task", "internal/container", "internal/guard", "internal/mount", "internal/ociruntime", "internal/reap", "internal/stdio",
+		"task", "internal/cgroup", "internal/container", "internal/guard", "internal/mount", "internal/ociruntime", "internal/reap", "internal/stdio",
 	},
 	"cmd/containerd-shim-berth-v2": {"internal/shim", "internal/version"},
 
