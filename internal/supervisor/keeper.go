@@ -242,6 +242,12 @@ func (k *keeper) call(ctx context.Context, c call, req, resp proto.Message) erro
 		case ctx.Err() != nil:
 			k.silent(c)
 			return fmt.Errorf("%s did not answer %s in %v: %w", k.name, c.method, c.limit, context.DeadlineExceeded)
+		case c.method == "Create" && leaving(err):
+			// It accepts no task any more and ends now, perhaps before its answer
+			// is looked at: the connection may be closed. The next dial finds its
+			// successor, or nobody.
+			cn.close()
+			proto.Reset(resp)
 		case cn.broken(err):
 			cn.close()
 			if !c.repeat {
@@ -250,10 +256,6 @@ func (k *keeper) call(ctx context.Context, c call, req, resp proto.Message) erro
 			proto.Reset(resp)
 		case k.downgrade(err, version):
 			proto.Reset(resp)
-		case c.method == "Create" && leaving(err):
-			// It accepts no task any more and ends now. The next dial finds
-			// its successor, or nobody.
-			cn.close()
 		default:
 			k.answered(false)
 			return errgrpc.ToNative(err)
