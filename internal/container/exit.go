@@ -88,6 +88,11 @@ func (c *Container) liveExecsLocked(n int) {
 // finishInit waits for the execs, whose exits come first, then stores and
 // publishes the exit of the container.
 func (c *Container) finishInit(exit task.Exit) {
+	// Early, because systemd removes the cgroup of a scope once it is empty.
+	var oomKills uint64
+	if c.cgroup != nil {
+		oomKills = c.cgroup.OOMKills()
+	}
 	c.mu.Lock()
 	c.ended = true // no exec starts any more
 	var gone chan struct{}
@@ -113,7 +118,7 @@ func (c *Container) finishInit(exit task.Exit) {
 		timeout.Stop()
 	}
 	if c.cgroup != nil {
-		exit.OOMKilled = c.cgroup.OOMKills() > 0
+		exit.OOMKilled = max(oomKills, c.cgroup.OOMKills()) > 0
 	}
 	c.storeExit(exit)
 	c.init.reaped()
