@@ -25,6 +25,7 @@ import (
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/sandbox"
+	"github.com/containerd/containerd/v2/core/streaming/proxy"
 	"github.com/containerd/containerd/v2/core/transfer/image"
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
@@ -333,15 +334,21 @@ func newUser(ctx context.Context, t *testing.T, d *harness.Daemon, name string) 
 	return &user{Client: c, name: name, image: img}
 }
 
-// deaf makes every eighth client subscribe to all events and read none.
+// deaf makes every eighth client subscribe to all events and read none, and
+// another eighth open a stream that nobody closes; both vanish with their
+// connections.
 func deaf(ctx context.Context, t *testing.T, u *user, i int) {
 	t.Helper()
-	if i%8 != 1 {
-		return
-	}
 	ctx, cancel := context.WithCancel(ctx)
 	t.Cleanup(cancel)
-	u.EventService().Subscribe(ctx) // its channel is never read; it ends with the connection
+	switch i % 8 {
+	case 1:
+		u.EventService().Subscribe(ctx) // its channel is never read
+	case 2:
+		if _, err := proxy.NewStreamCreator(u.Conn()).Create(ctx, "vanishing-"+u.name); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // Messages as large as the API takes go through, larger ones are refused and
