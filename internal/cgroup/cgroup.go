@@ -269,6 +269,10 @@ func (c *Cgroup) Kill(sig unix.Signal) error {
 	return errors.Join(err, fmt.Errorf("the cgroup's processes fork faster than they can be killed: %w", errdefs.ErrUnavailable))
 }
 
+// Signal sends the signal to every process of the cgroup, which is frozen and
+// stays so: they see it when they are thawed.
+func (c *Cgroup) Signal(sig unix.Signal) error { return c.signalNew(sig, map[int]bool{}) }
+
 // signalNew signals the processes that are not in done, and adds them to it.
 func (c *Cgroup) signalNew(sig unix.Signal, done map[int]bool) error {
 	pids, err := c.Pids()

@@ -143,7 +143,9 @@ func (c *Container) Kill(_ context.Context, sig syscall.Signal, all bool) error 
 	switch {
 	case !all:
 		err = c.init.signal(sig)
-	case cg != nil && (!paused || sig == unix.SIGKILL):
+	case cg != nil && paused && sig != unix.SIGKILL:
+		err = cg.Signal(sig)
+	case cg != nil:
 		err = cg.Kill(sig)
 	default:
 		err = c.signalEach(sig)
