@@ -3,6 +3,8 @@ package integration
 import (
 	"fmt"
 	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -95,4 +97,26 @@ func TestShimUnderStockKilled(t *testing.T) {
 	awaitEnd(t, pid)
 	d.AwaitStatus(t, id, "")
 	d.MustCtr(t, "containers", "rm", id)
+}
+
+// TestShimUnderStockLogs has Berth's shim write a log, and run a logging
+// program, for stock containerd.
+func TestShimUnderStockLogs(t *testing.T) {
+	t.Parallel()
+	d := harness.Start(t, harness.Config{Kind: harness.Stock})
+	program, to := loggerProgram(t, "binary", storing)
+	path := filepath.Join(t.TempDir(), "log")
+	for name, uri := range map[string]string{"program": program, "log": "json-file://" + path + "?max-size=1000000&max-file=2"} {
+		id := d.ID(name)
+		d.MustCtr(t, "run", "--detach", "--runtime", harness.Shim(t), "--log-uri", uri, harness.Image, id, "sh", "-c", "echo out; exit 42")
+		if code := d.WaitTask(t, id)(); code != 42 {
+			t.Errorf("exit code %d, want 42", code)
+		}
+		remove(t, d, id)
+	}
+	awaitFile(t, to, "out\n")
+	b, err := os.ReadFile(path)
+	if err != nil || !strings.HasPrefix(string(b), `{"log":"out\n","stream":"stdout","time":"20`) {
+		t.Errorf("log: %q, %v", b, err)
+	}
 }
