@@ -117,32 +117,42 @@ func askAll(t *testing.T, d *harness.Daemon) map[string]string {
 	t.Helper()
 	answers := make(map[string]string)
 	conn := connect(t, d)
+	for _, service := range services() {
+		for j := range service.Methods().Len() {
+			m := service.Methods().Get(j)
+			for _, r := range requests {
+				if m.Name() == "Subscribe" && r.filter == "" {
+					continue // it would wait for events
+				}
+				code := ask(conn, d.Namespace, m, r)
+				answers[fmt.Sprintf("%s/%s: %s", service.FullName(), m.Name(), r.name)] = code.String()
+				if code == codes.Unavailable && harness.Poll(5*time.Second, func() bool { return harness.Ended(d.PID()) }) {
+					answers[fmt.Sprintf("%s/%s: %s", service.FullName(), m.Name(), r.name)] = died
+					d.Boot(t)
+					conn = connect(t, d)
+				}
+			}
+		}
+	}
+	return answers
+}
+
+// services are those of the daemon, in an order that is always the same: some
+// requests change what later ones find.
+func services() (list []protoreflect.ServiceDescriptor) {
 	protoregistry.GlobalFiles.RangeFiles(func(f protoreflect.FileDescriptor) bool {
 		for i := range f.Services().Len() {
-			s := f.Services().Get(i)
-			if !strings.HasPrefix(string(s.FullName()), "containerd.services.") || strings.Contains(string(s.FullName()), "ttrpc") {
-				continue
-			}
-			for j := range s.Methods().Len() {
-				m := s.Methods().Get(j)
-				for _, r := range requests {
-					if m.Name() == "Subscribe" && r.filter == "" {
-						continue // it would wait for events
-					}
-					call := fmt.Sprintf("%s/%s: %s", s.FullName(), m.Name(), r.name)
-					code := ask(conn, d.Namespace, m, r)
-					answers[call] = code.String()
-					if code == codes.Unavailable && harness.Poll(5*time.Second, func() bool { return harness.Ended(d.PID()) }) {
-						answers[call] = died
-						d.Boot(t)
-						conn = connect(t, d)
-					}
-				}
+			name := string(f.Services().Get(i).FullName())
+			if strings.HasPrefix(name, "containerd.services.") && !strings.Contains(name, "ttrpc") {
+				list = append(list, f.Services().Get(i))
 			}
 		}
 		return true
 	})
-	return answers
+	slices.SortFunc(list, func(a, b protoreflect.ServiceDescriptor) int {
+		return strings.Compare(string(a.FullName()), string(b.FullName()))
+	})
+	return list
 }
 
 // connect makes a connection that adds no namespace.
@@ -192,10 +202,15 @@ func askStream(ctx context.Context, conn grpc.ClientConnInterface, desc *grpc.St
 	if err := stream.CloseSend(); err != nil {
 		return err
 	}
-	if err := stream.RecvMsg(answer); err != nil && !errors.Is(err, io.EOF) {
-		return err
+	err = stream.RecvMsg(answer)
+	for first := err; first == nil && strings.HasSuffix(path, "/Write"); {
+		// Until the server has let go of the reference.
+		first = stream.RecvMsg(dynamicpb.NewMessage(answer.ProtoReflect().Descriptor()))
 	}
-	return nil
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
 }
 
 // fill sets what the request says, in messages within the message too.
