@@ -175,20 +175,28 @@ func (w *stubborn) live(id string, status uint32) error {
 	if err != nil && !(broken && errdefs.IsFailedPrecondition(err)) {
 		return fmt.Errorf("start %s: %w", id, err)
 	}
-	if broken {
-		// The runtime may have been killed half-way through the start, and then
-		// the process ends before it is the container's program.
-		if st, err := c.State(ctx(w.t)); err == nil && st.Status == task.Stopped {
-			return w.remove(c)
-		}
+	err = w.exec(c, status)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(w.dir, id, "end"), nil, 0o600)
 	}
-	if err := w.exec(c, status); err != nil {
+	if err == nil {
+		err = w.end(c, status)
+	}
+	if err != nil && broken && w.ended(c) {
+		// The runtime was killed half-way through the start: then the process may
+		// end before it is the container's program.
+		return w.remove(c)
+	}
+	return err
+}
+
+// ended waits for the end of a container.
+func (w *stubborn) ended(c remoteTask) bool {
+	_, err := w.try(func(ctx context.Context) error {
+		_, err := c.Wait(ctx)
 		return err
-	}
-	if err := os.WriteFile(filepath.Join(w.dir, id, "end"), nil, 0o600); err != nil {
-		return err
-	}
-	return w.end(c, status)
+	})
+	return err == nil
 }
 
 // exec runs a process. The start that the shim's death broke off may have
