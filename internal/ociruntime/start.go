@@ -60,7 +60,9 @@ func (r *Runtime) startByFIFO(ctx context.Context, id string) (bool, error) {
 		case n > 0:
 			return r.readFIFO(fd, path)
 		case state.ended():
-			return false, nil // the runtime says it best
+			// It may have written and run to its end since the poll. Where it
+			// has not, the runtime says best what happened.
+			return r.readFIFO(fd, path)
 		case ctx.Err() != nil:
 			return false, r.failure("start", fmt.Sprintf("init process %d did not answer within %s", state.Pid, r.timeout()), ctx.Err(), nil)
 		}
