@@ -77,6 +77,9 @@ test-load: build peers ## many clients at once, for a short while
 load: build peers ## the same for a minute, and with 10,000 records
 	BERTH_LOAD_SECONDS=60 BERTH_LOAD_RECORDS=10000 $(GO) test -v -count=1 -timeout 90m $(TESTFLAGS) ./test/load
 
+build-executor: build ## build berth-buildkitd into bin/, beside the shim that it starts
+	cd executor && $(GO_BUILD) -o ../$(BIN)/berth-buildkitd ./cmd/berth-buildkitd
+
 peers: ## build stock containerd and runc for tests and benches into out/
 	@scripts/peers $(OUT)/peers/bin
 

@@ -58,7 +58,10 @@ var allowed = map[string][]string{
 	"examples/run": {"engine"},
 
 	// A module of its own: BuildKit's steps on any containerd client.
-	"executor": {},
+	"executor":                     {},
+	"executor/worker":              {"executor"},
+	"executor/cmd/berth-buildkitd": {"engine", "executor", "executor/worker"},
+	"executor/examples/build":      {"engine", "executor", "executor/worker"},
 
 	// The command talks to a daemon over its API and to nothing else.
 	"internal/cli/attach":    {},
