@@ -139,6 +139,11 @@ func start(ctx context.Context, c client.Container, t client.Task, labels map[st
 		}
 		return err
 	}
+	// Its record may have been deleted while there was no task: nobody would look
+	// for this one.
+	if _, err := c.Labels(ctx); errdefs.IsNotFound(err) {
+		return end(context.WithoutCancel(ctx), t)
+	}
 	return nil
 }
 
