@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/berthd/berth/internal/storage"
+	"github.com/berthd/berth/speccheck"
 )
 
 // Defaults of a Config.
@@ -59,6 +60,11 @@ type Config struct {
 	SocketDir string
 	// DebugShims makes shims log more.
 	DebugShims bool
+
+	// SpecCheck replaces what is done about specs that a runtime or the host would
+	// ignore in part: by default they are refused, see docs/speccheck.md. It is
+	// the administrator's alone; images and labels do not change it.
+	SpecCheck speccheck.Policy
 
 	// Snapshotter is the default snapshotter. Default overlayfs, or native where
 	// overlay mounts do not work.

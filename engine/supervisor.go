@@ -23,6 +23,7 @@ func openSupervisor(ctx context.Context, cfg Config, exchange *events.Exchange) 
 		Linger:       cfg.Linger,
 		Debug:        cfg.DebugShims,
 		Version:      version.Get().Version,
+		SpecCheck:    cfg.SpecCheck,
 		Publisher:    exchange,
 		Log:          cfg.Log,
 	})

@@ -16,6 +16,7 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/berthd/berth/engine"
+	"github.com/berthd/berth/speccheck"
 )
 
 const (
@@ -32,6 +33,7 @@ type config struct {
 	TCP         tcpConfig         `toml:"tcp" comment:"The API over TCP, for clients with certificates; they are root on this machine."`
 	Log         logConfig         `toml:"log"`
 	Shim        shimConfig        `toml:"shim" comment:"Berth's shim, which keeps containers."`
+	SpecCheck   specCheckConfig   `toml:"speccheck" comment:"What is done about specs that a runtime or the host would ignore in part; see docs/speccheck.md."`
 	Snapshotter snapshotterConfig `toml:"snapshotter"`
 	Transfer    transferConfig    `toml:"transfer" comment:"Pulls, pushes and imports."`
 	GC          gcConfig          `toml:"gc" comment:"When what nobody refers to any more is removed."`
@@ -68,6 +70,11 @@ type shimConfig struct {
 	Linger    duration `toml:"linger" comment:"How long a shim stays when its last container is gone; \"0s\" leaves it to the shim."`
 	SocketDir string   `toml:"socket_dir" comment:"Empty for \"s\" in the state directory, or /run/berth/s where that path is too long."`
 	Debug     bool     `toml:"debug" comment:"Make shims log more."`
+}
+
+type specCheckConfig struct {
+	Classes  map[speccheck.Class]speccheck.Action            `toml:"classes" comment:"\"refuse\", \"warn\" or \"allow\" for a class, such as idmap = \"warn\"."`
+	Runtimes map[string]map[speccheck.Class]speccheck.Action `toml:"runtimes" comment:"The same for one runtime, such as [speccheck.runtimes.crun]."`
 }
 
 type snapshotterConfig struct {
@@ -125,6 +132,9 @@ func defaultConfig() *config {
 			PauseThreshold: 0.02, MutationThreshold: 100, StartupDelay: duration(100 * time.Millisecond),
 		},
 		Events: eventsConfig{Queue: 16384},
+		SpecCheck: specCheckConfig{
+			Classes: map[speccheck.Class]speccheck.Action{}, Runtimes: map[string]map[speccheck.Class]speccheck.Action{},
+		},
 	}
 }
 
@@ -217,6 +227,9 @@ func (c *config) complete() error {
 	if c.Shim.Sharing != "namespace" && c.Shim.Sharing != "container" {
 		return fmt.Errorf("config: shim.sharing %q: want namespace or container", c.Shim.Sharing)
 	}
+	if err := (speccheck.Policy{Classes: c.SpecCheck.Classes, Runtimes: c.SpecCheck.Runtimes}).Check(); err != nil {
+		return fmt.Errorf("config: speccheck: %w", err)
+	}
 	for name, value := range map[string]int{
 		"transfer.max_concurrent_downloads": c.Transfer.MaxDownloads, "transfer.max_concurrent_uploads": c.Transfer.MaxUploads,
 		"transfer.max_concurrent_unpacks": c.Transfer.MaxUnpacks, "events.queue": c.Events.Queue,
@@ -265,6 +278,7 @@ func (c *config) engineConfig(log *slog.Logger) engine.Config {
 		Linger:                 time.Duration(c.Shim.Linger),
 		SocketDir:              c.Shim.SocketDir,
 		DebugShims:             c.Shim.Debug,
+		SpecCheck:              speccheck.Policy{Classes: c.SpecCheck.Classes, Runtimes: c.SpecCheck.Runtimes},
 		Snapshotter:            c.Snapshotter.Default,
 		HostDir:                c.Transfer.HostsDir,
 		MaxConcurrentDownloads: c.Transfer.MaxDownloads,

@@ -8,7 +8,9 @@ import (
 	"sync"
 	"syscall"
 
-	"github.com/opencontainers/runtime-spec/specs-go/features"
+	"github.com/containerd/errdefs"
+
+	"github.com/berthd/berth/speccheck"
 )
 
 // maxCached bounds the binaries that a FeatureCache knows: their paths come
@@ -16,9 +18,10 @@ import (
 const maxCached = 64
 
 // FeatureCache remembers what runtime binaries support, so that a create does
-// not fork for it. A binary that was replaced or changed is asked again. That a
-// binary has no features command is remembered too; a call that was cut short
-// is not. The zero value is ready; it must not be copied.
+// not fork for it. A binary that was replaced or changed is asked again. One
+// that has no features command is asked for its version instead. A call that
+// was cut short is not remembered. The zero value is ready; it must not be
+// copied.
 type FeatureCache struct {
 	mu sync.Mutex
 	// known is guarded by mu.
@@ -30,8 +33,7 @@ type FeatureCache struct {
 type cached struct {
 	identity identity
 	done     chan struct{}
-	features *features.Features
-	raw      []byte
+	features speccheck.Features
 	err      error
 	// keep is false when the answer holds for its own caller only.
 	keep bool
@@ -56,31 +58,31 @@ func identify(path string) (identity, error) {
 	return identity{dev: st.Dev, ino: st.Ino, size: st.Size, mtime: st.Mtim, ctime: st.Ctim}, nil
 }
 
-// Features returns what [Runtime.Features] does. Callers that come while a
-// binary is being asked wait for that one answer, or for their context. What is
-// returned is shared and must not be changed.
-func (c *FeatureCache) Features(ctx context.Context, r *Runtime) (*features.Features, []byte, error) {
+// Features says what the binary of a runtime supports. A binary that cannot say
+// is no error. Callers that come while a binary is being asked wait for that one
+// answer, or for their context.
+func (c *FeatureCache) Features(ctx context.Context, r *Runtime) (speccheck.Features, error) {
 	path, err := r.lookup("features")
 	if err != nil {
-		return nil, nil, err
+		return speccheck.Features{}, err
 	}
 	for {
 		id, err := identify(path)
 		if err != nil {
-			return nil, nil, r.notRunnable("features", err)
+			return speccheck.Features{}, r.notRunnable("features", err)
 		}
 		entry, mine := c.entry(path, id)
 		if mine {
 			c.ask(ctx, r, path, entry)
-			return entry.features, entry.raw, entry.err
+			return entry.features, entry.err
 		}
 		select {
 		case <-entry.done:
 		case <-ctx.Done():
-			return nil, nil, r.failure("features", "", ctx.Err(), nil)
+			return speccheck.Features{}, r.failure("features", "", ctx.Err(), nil)
 		}
 		if entry.keep {
-			return entry.features, entry.raw, entry.err
+			return entry.features, entry.err
 		}
 		// Whoever asked was interrupted: that says nothing of the binary.
 	}
@@ -112,11 +114,11 @@ func (c *FeatureCache) entry(path string, id identity) (e *cached, mine bool) {
 func (c *FeatureCache) ask(ctx context.Context, r *Runtime, path string, e *cached) {
 	// Features depend on the binary alone.
 	own := Runtime{Binary: path, Timeout: r.Timeout}
-	e.features, e.raw, e.err = own.Features(ctx)
-	var exit *exec.ExitError
-	ended := e.err == nil || errors.As(e.err, &exit) && exit.Exited()
+	e.features, e.err = own.describe(ctx)
+	// An answer that the binary gave holds as long as the binary; so does that it
+	// gave none.
 	id, err := identify(path)
-	e.keep = ended && err == nil && id == e.identity
+	e.keep = e.err == nil && err == nil && id == e.identity
 	if !e.keep {
 		c.mu.Lock()
 		if c.known[path] == e {
@@ -125,4 +127,31 @@ func (c *FeatureCache) ask(ctx context.Context, r *Runtime, path string, e *cach
 		c.mu.Unlock()
 	}
 	close(e.done)
+}
+
+// describe asks for features, and where there are none for the version.
+func (r *Runtime) describe(ctx context.Context) (speccheck.Features, error) {
+	rt := speccheck.Runtime{Binary: r.Binary}
+	_, raw, err := r.Features(ctx)
+	if err == nil {
+		return speccheck.ParseFeatures(raw, rt)
+	}
+	if !spoke(err) {
+		return speccheck.Features{}, err
+	}
+	text, err := r.Version(ctx)
+	if err == nil {
+		rt = speccheck.ParseVersion(text)
+		rt.Binary = r.Binary
+	} else if !spoke(err) {
+		return speccheck.Features{}, err
+	}
+	return speccheck.ParseFeatures(nil, rt)
+}
+
+// spoke says that a call came to its end by itself: what it said is the
+// binary's answer.
+func spoke(err error) bool {
+	var exit *exec.ExitError
+	return errors.As(err, &exit) && exit.Exited() || errdefs.IsInternal(err)
 }

@@ -29,14 +29,14 @@ func counting(t *testing.T, body string) (r *ociruntime.Runtime, calls func() in
 }
 
 func TestFeatureCache(t *testing.T) {
-	r, calls := counting(t, `echo '{"ociVersionMax":"1.2.0"}'`)
+	r, calls := counting(t, `echo '{"annotations":{"org.opencontainers.runc.version":"1.2.0"}}'`)
 	var cache ociruntime.FeatureCache
 	var wg sync.WaitGroup
 	for range 20 {
 		wg.Go(func() {
-			f, raw, err := cache.Features(ctx(t), r)
-			if err != nil || f.OCIVersionMax != "1.2.0" || !strings.Contains(string(raw), "1.2.0") {
-				t.Errorf("features %+v, %q, %v", f, raw, err)
+			f, err := cache.Features(ctx(t), r)
+			if err != nil || !f.Documented() || f.Runtime.String() != "runc 1.2.0 ("+r.Binary+")" {
+				t.Errorf("features %+v, %v", f, err)
 			}
 		})
 	}
@@ -46,32 +46,44 @@ func TestFeatureCache(t *testing.T) {
 	}
 
 	// Another binary under the same path is asked again.
-	other, otherCalls := counting(t, `echo '{"ociVersionMax":"1.3.0"}'`)
+	other, otherCalls := counting(t, `echo '{"annotations":{"org.opencontainers.runc.version":"1.3.0"}}'`)
 	if err := os.Rename(other.Binary, r.Binary); err != nil {
 		t.Fatal(err)
 	}
-	f, _, err := cache.Features(ctx(t), r)
-	if err != nil || f.OCIVersionMax != "1.3.0" || otherCalls() != 1 {
+	f, err := cache.Features(ctx(t), r)
+	if err != nil || f.Runtime.Version != "1.3.0" || otherCalls() != 1 {
 		t.Errorf("features of the new binary: %+v, %v", f, err)
+	}
+}
+
+// A runtime without features is known by its version, if it has one.
+func TestFeatureCacheWithoutFeatures(t *testing.T) {
+	for body, want := range map[string]string{
+		`[ "$1" = --version ] && { echo crun version 1.8.1; echo spec: 1.0.0; exit; }; echo "unknown command features" >&2; exit 1`: "crun 1.8.1",
+		`[ "$1" = --version ] && { echo crun version 1.8.1; exit; }; echo "not JSON"`:                                               "crun 1.8.1",
+		`echo "No help topic for '$1'" >&2; exit 3`:                                                                                 "",
+	} {
+		var cache ociruntime.FeatureCache
+		r, calls := counting(t, body)
+		for range 3 {
+			f, err := cache.Features(ctx(t), r)
+			if err != nil || f.Documented() || strings.TrimSpace(f.Runtime.Name+" "+f.Runtime.Version) != want {
+				t.Errorf("%+v, %v", f, err)
+			}
+		}
+		if got := calls(); got != 2 {
+			t.Errorf("it was asked %d times, not for features and version once", got)
+		}
 	}
 }
 
 func TestFeatureCacheErrors(t *testing.T) {
 	var cache ociruntime.FeatureCache
-	r, calls := counting(t, `echo "No help topic for 'features'" >&2; exit 3`)
-	for range 3 {
-		_, _, err := cache.Features(ctx(t), r)
-		wantError(t, err, "features", errdefs.ErrNotImplemented, "No help topic")
-	}
-	if got := calls(); got != 1 {
-		t.Errorf("a binary without features was asked %d times", got)
-	}
-
 	// That a call took too long says nothing of the binary.
 	slow, calls := counting(t, "sleep 1000")
 	slow.Timeout = 200 * time.Millisecond
 	for range 2 {
-		_, _, err := cache.Features(ctx(t), slow)
+		_, err := cache.Features(ctx(t), slow)
 		wantError(t, err, "features", nil, "timed out")
 	}
 	if got := calls(); got != 2 {
@@ -79,13 +91,13 @@ func TestFeatureCacheErrors(t *testing.T) {
 	}
 
 	gone := &ociruntime.Runtime{Binary: "/no/such/runtime"}
-	_, _, err := cache.Features(ctx(t), gone)
+	_, err := cache.Features(ctx(t), gone)
 	wantError(t, err, "features", errdefs.ErrNotFound, "was not found")
 
 	c, cancel := context.WithCancel(ctx(t))
 	cancel()
 	fresh, _ := counting(t, "echo {}")
-	if _, _, err := cache.Features(c, fresh); err == nil {
+	if _, err := cache.Features(c, fresh); err == nil {
 		t.Error("features with a context that has ended")
 	}
 }

@@ -11,6 +11,8 @@ import (
 
 	"github.com/containerd/containerd/v2/core/events"
 	"github.com/containerd/errdefs"
+
+	"github.com/berthd/berth/speccheck"
 )
 
 // Sharing says which tasks one process of Berth's shim serves, where a task's
@@ -62,6 +64,9 @@ type Config struct {
 	Version string
 	// Timeouts bound the calls to shims.
 	Timeouts Timeouts
+	// SpecCheck replaces what is done by default about specs that a runtime or
+	// the host would ignore in part.
+	SpecCheck speccheck.Policy
 	// Publisher takes the events of tasks whose shim died. It is called with
 	// the task's namespace in the context. nil drops them.
 	Publisher events.Publisher
@@ -140,6 +145,9 @@ func (c Config) complete() (Config, error) {
 	}
 	if c.Sharing != SharingNamespace && c.Sharing != SharingContainer {
 		return c, fmt.Errorf("shim sharing %q is neither %q nor %q: %w", c.Sharing, SharingNamespace, SharingContainer, errdefs.ErrInvalidArgument)
+	}
+	if err := c.SpecCheck.Check(); err != nil {
+		return c, fmt.Errorf("policy of the spec check: %w", err)
 	}
 	if c.OwnRuntimes == nil {
 		c.OwnRuntimes = []string{"io.containerd.berth.v2", "io.containerd.runc.v2"}

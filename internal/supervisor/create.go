@@ -53,6 +53,9 @@ func (s *Supervisor) Create(ctx context.Context, id task.ID, cfg task.CreateConf
 	if c.runtime, err = s.resolve(cfg.Runtime); err != nil {
 		return nil, err
 	}
+	if err := s.checkSpec(ctx, id, c.runtime, cfg); err != nil {
+		return nil, fmt.Errorf("create task %q: %w", id.Container, err)
+	}
 	t, err := s.reserve(ctx, id)
 	if err != nil {
 		return nil, err

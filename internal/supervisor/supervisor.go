@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 
+	"github.com/berthd/berth/internal/admit"
 	"github.com/berthd/berth/internal/bundle"
 	"github.com/berthd/berth/task"
 )
@@ -26,6 +27,7 @@ type Supervisor struct {
 	sandboxes *Sandboxes
 	groupRoot string
 	infos     *infoCache
+	gate      *admit.Gate
 	cleaners  chan struct{} // see cleanups
 	leftovers []bundle.Leftover
 
@@ -63,6 +65,7 @@ func Open(ctx context.Context, cfg Config) (*Supervisor, error) {
 		cfg: cfg, calls: newCalls(cfg.Timeouts), bundles: bundles, leftovers: left,
 		groupRoot: filepath.Join(cfg.State, groupSubdir),
 		infos:     newInfoCache(),
+		gate:      &admit.Gate{Policy: cfg.SpecCheck},
 		cleaners:  make(chan struct{}, cleanups),
 		tasks:     make(map[task.ID]*Task, len(ids)),
 		groups:    make(map[groupID]*group),

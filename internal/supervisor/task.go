@@ -118,6 +118,9 @@ func (t *Task) Resume(ctx context.Context) error {
 
 // Update changes the container's resources.
 func (t *Task) Update(ctx context.Context, resources task.Any, annotations map[string]string) error {
+	if err := t.checkUpdate(ctx, resources); err != nil {
+		return err
+	}
 	return t.do(ctx, task.OpUpdate, t.s.calls.update, &taskapi.UpdateTaskRequest{
 		ID: t.id.Container, Resources: anyOf(resources), Annotations: annotations,
 	}, &emptypb.Empty{})
@@ -173,6 +176,9 @@ func (t *Task) Exec(ctx context.Context, execID string, cfg task.ExecConfig) (ta
 		return nil, fmt.Errorf("spec of exec %q has %d bytes, more than the %d that are taken: %w", execID, len(cfg.Spec), maxProcess, errdefs.ErrInvalidArgument)
 	}
 	if err := checkStdio(cfg.Stdio); err != nil {
+		return nil, err
+	}
+	if err := t.checkExec(ctx, execID, cfg.Spec); err != nil {
 		return nil, err
 	}
 	err := t.do(ctx, task.OpExec, t.s.calls.exec, &taskapi.ExecProcessRequest{

@@ -31,11 +31,14 @@ var allowed = map[string][]string{
 	"internal/events":     {},
 	"internal/logfile":    {},
 	"internal/mount":      {"task"},
-	"internal/ociruntime": {"task", "internal/reap"},
+	"internal/ociruntime": {"task", "speccheck", "internal/reap"},
 	"internal/reap":       {},
 	"internal/stdio":      {"task", "internal/logfile"},
 	"internal/storage":    {},
 	"internal/version":    {},
+
+	// Asked by both sides before a runtime is.
+	"internal/admit": {"speccheck", "internal/ociruntime"},
 
 	// The shim's side.
 	"internal/guard": {"internal/reap"},
@@ -43,18 +46,19 @@ var allowed = map[string][]string{
 		"task", "internal/cgroup", "internal/mount", "internal/ociruntime", "internal/reap", "internal/stdio",
 	},
 	"internal/shim": {
-		"task", "internal/cgroup", "internal/container", "internal/guard", "internal/mount", "internal/ociruntime", "internal/reap", "internal/stdio",
+		"task", "internal/admit", "internal/cgroup", "internal/container", "internal/guard", "internal/mount", "internal/ociruntime",
+		"internal/reap", "internal/stdio",
 	},
 	"cmd/containerd-shim-berth-v2": {"internal/shim", "internal/version"},
 
 	// The daemon's side. The API sees the runtime only as a task.Runner.
-	"internal/supervisor": {"task", "internal/bundle"},
+	"internal/supervisor": {"task", "speccheck", "internal/admit", "internal/bundle"},
 	"internal/api":        {"task", "internal/storage"},
 	"internal/restart":    {},
 	"engine": {
-		"task", "internal/api", "internal/events", "internal/restart", "internal/storage", "internal/supervisor", "internal/version",
+		"task", "speccheck", "internal/api", "internal/events", "internal/restart", "internal/storage", "internal/supervisor", "internal/version",
 	},
-	"cmd/berthd":   {"engine", "internal/version"},
+	"cmd/berthd":   {"engine", "speccheck", "internal/version"},
 	"examples/run": {"engine"},
 
 	// A module of its own: BuildKit's steps on any containerd client.
@@ -70,6 +74,7 @@ var allowed = map[string][]string{
 	"internal/cli/network":   {},
 	"internal/cli/runspec":   {},
 	"internal/cli": {
+		"speccheck", "internal/ociruntime",
 		"internal/cli/attach", "internal/cli/autostart", "internal/cli/copy", "internal/cli/network", "internal/cli/runspec",
 		"internal/logfile", "internal/version",
 	},
