@@ -44,6 +44,14 @@ func CheckResources(resources []byte, f Features, h Host) Report {
 	return check(resources, f, h, schema().resources, modeUpdate, "linux.resources")
 }
 
+// CheckRestore examines whether a runtime can restore a checkpoint.
+func CheckRestore(f Features) Report {
+	c := &checker{features: &f, host: &Host{}, report: Report{Runtime: f.Runtime}}
+	c.w = &walker{c: c, at: "(checkpoint)"}
+	c.need(ClassCheckpoint, "checkpoint", nil)
+	return c.report
+}
+
 type mode int
 
 const (

@@ -183,7 +183,7 @@ func said(b bool) answer {
 	return no
 }
 
-func flag(b *bool) answer {
+func saidOr(b *bool) answer {
 	if b == nil {
 		return unknown
 	}

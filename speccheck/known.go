@@ -94,25 +94,25 @@ var capabilityTable = []capability{
 		if f.Linux == nil || f.Linux.NetDevices == nil {
 			return unknown
 		}
-		return flag(f.Linux.NetDevices.Enabled)
+		return saidOr(f.Linux.NetDevices.Enabled)
 	}},
 	{name: "apparmor", what: "AppArmor", built: "apparmor", runsc: never, doc: func(f *features.Features) answer {
 		if f.Linux == nil || f.Linux.Apparmor == nil {
 			return unknown
 		}
-		return flag(f.Linux.Apparmor.Enabled)
+		return saidOr(f.Linux.Apparmor.Enabled)
 	}},
 	{name: "selinux", what: "SELinux", built: "selinux", runsc: never, doc: func(f *features.Features) answer {
 		if f.Linux == nil || f.Linux.Selinux == nil {
 			return unknown
 		}
-		return flag(f.Linux.Selinux.Enabled)
+		return saidOr(f.Linux.Selinux.Enabled)
 	}},
 	{name: "seccomp", what: "seccomp", built: "seccomp", doc: func(f *features.Features) answer {
 		if f.Linux == nil || f.Linux.Seccomp == nil {
 			return unknown
 		}
-		return flag(f.Linux.Seccomp.Enabled)
+		return saidOr(f.Linux.Seccomp.Enabled)
 	}},
 	{name: "seccomp.defaultErrnoRet", what: "another default errno", spec: "1.1.0", runc: "1.0.0", crun: "0.19"},
 	{name: "seccomp.kill", what: "this action", spec: "1.0.2", runc: "1.1.0", crun: "0.15"},
@@ -123,20 +123,20 @@ var capabilityTable = []capability{
 		if f.Linux == nil || f.Linux.IntelRdt == nil {
 			return unknown
 		}
-		return flag(f.Linux.IntelRdt.Enabled)
+		return saidOr(f.Linux.IntelRdt.Enabled)
 	}},
 	{name: "rdt.closID", what: "an RDT class of service", spec: "1.0.2", runc: "1.1.0", crun: "1.10", runsc: never},
 	{name: "rdt.schemata", what: "RDT schemata", spec: "1.3.0", runc: "1.4.0", runsc: never, doc: func(f *features.Features) answer {
 		if f.Linux == nil || f.Linux.IntelRdt == nil {
 			return unknown
 		}
-		return flag(f.Linux.IntelRdt.Schemata)
+		return saidOr(f.Linux.IntelRdt.Schemata)
 	}},
 	{name: "rdt.monitoring", what: "RDT monitoring", spec: "1.3.0", runc: "1.4.0", crun: "1.24", runsc: never, doc: func(f *features.Features) answer {
 		if f.Linux == nil || f.Linux.IntelRdt == nil {
 			return unknown
 		}
-		return flag(f.Linux.IntelRdt.Monitoring)
+		return saidOr(f.Linux.IntelRdt.Monitoring)
 	}},
 	{name: "memory.kernel", what: "kernel memory limits", spec: "1.0.0", runc: never, crun: "0.1"},
 	{name: "memory.useHierarchy", what: "a choice of hierarchical memory cgroups", spec: "1.0.2", runc: never, crun: "1.0"},
@@ -148,7 +148,7 @@ var capabilityTable = []capability{
 		if f.Linux == nil || f.Linux.Cgroup == nil {
 			return unknown
 		}
-		return flag(f.Linux.Cgroup.Rdma)
+		return saidOr(f.Linux.Cgroup.Rdma)
 	}},
 	{name: "unified", what: "unified cgroup limits", spec: "1.0.3", runc: "1.0.0", crun: "0.15"},
 	{name: "update.devices", what: "a change of the device rules of a running container", runc: never, mild: true},
@@ -169,7 +169,7 @@ func idmapEnabled(f *features.Features) answer {
 	if f.Linux == nil || f.Linux.MountExtensions == nil || f.Linux.MountExtensions.IDMap == nil {
 		return unknown
 	}
-	return flag(f.Linux.MountExtensions.IDMap.Enabled)
+	return saidOr(f.Linux.MountExtensions.IDMap.Enabled)
 }
 
 // listGiven: a list that is there says yes, one that is not says nothing.

@@ -46,6 +46,11 @@ func (g *Gate) Create(spec []byte, f speccheck.Features, names ...string) (specc
 	return g.judge(speccheck.Check, spec, f, names)
 }
 
+// Restore judges whether the runtime can restore a checkpoint.
+func (g *Gate) Restore(f speccheck.Features, names ...string) speccheck.Report {
+	return speccheck.CheckRestore(f).Judge(g.Policy, names...)
+}
+
 // Exec judges the process of an exec.
 func (g *Gate) Exec(process []byte, f speccheck.Features, names ...string) (speccheck.Report, error) {
 	return g.judge(speccheck.CheckProcess, process, f, names)

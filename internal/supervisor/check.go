@@ -37,7 +37,10 @@ func (s *Supervisor) checkSpec(ctx context.Context, id task.ID, rt runtime, cfg 
 	if err != nil {
 		return err
 	}
-	return admit.Enforce(r, s.cfg.Log, "task", id.String())
+	if err := admit.Enforce(r, s.cfg.Log, "task", id.String()); err != nil || cfg.Checkpoint == "" {
+		return err
+	}
+	return admit.Enforce(s.gate.Restore(f, cfg.Runtime, rt.path), s.cfg.Log, "task", id.String())
 }
 
 // runtimeFeatures are those of the runtime that a task would be created with.
