@@ -220,6 +220,16 @@ func same(f *os.File, info os.FileInfo) bool {
 
 // older lists the rotated files of a log, the newest first.
 func older(path string) []string {
+	var names []string
+	for _, n := range rotations(path) {
+		names = append(names, rotated(path, n))
+	}
+	return names
+}
+
+// rotations are the numbers of the rotated files, in order. A file that is
+// renamed while the directory is read may be missing.
+func rotations(path string) []int {
 	entries, err := os.ReadDir(filepath.Dir(path))
 	if err != nil {
 		return nil
@@ -227,24 +237,27 @@ func older(path string) []string {
 	var numbers []int
 	for _, e := range entries {
 		digits, ok := strings.CutPrefix(e.Name(), filepath.Base(path)+".")
-		if n, err := strconv.Atoi(digits); ok && err == nil && n > 0 && strconv.Itoa(n) == digits {
+		if n, err := strconv.Atoi(digits); ok && err == nil && n > 0 && n <= maxFiles && strconv.Itoa(n) == digits {
 			numbers = append(numbers, n)
 		}
 	}
 	slices.Sort(numbers)
-	names := make([]string, len(numbers))
-	for i, n := range numbers {
-		names[i] = rotated(path, n)
-	}
-	return names
+	return numbers
 }
 
-// openAll opens the files of a log, the newest first. A file that is renamed
-// meanwhile is met again, never missed.
+// openAll opens the files of a log, the newest first. Names go from the newest
+// to the oldest and files only get higher ones, so that one which is renamed
+// meanwhile is met again. A directory shows some names only while nothing is
+// renamed: so every name up to the highest is tried, and those of the next
+// rotations.
 func openAll(path string) ([]*os.File, error) {
 	var files []*os.File
-	for _, name := range append([]string{path}, older(path)...) {
-		f, err := os.Open(name)
+	last := 2
+	if numbers := rotations(path); len(numbers) > 0 {
+		last += numbers[len(numbers)-1]
+	}
+	for n := range last + 1 {
+		f, err := os.Open(rotated(path, n))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
