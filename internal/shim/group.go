@@ -212,7 +212,7 @@ func RunServe(ctx context.Context, a Args) error {
 	cfg := ServeConfig{
 		Namespace: a.Namespace, Listener: listener, Socket: os.Getenv(EnvSocket), Dir: os.Getenv(EnvGroupDir),
 		RuntimeRoot: os.Getenv(EnvRuntimeRoot), EventsAddress: os.Getenv("TTRPC_ADDRESS"),
-		Linger: unclaimedLinger, Log: a.Log,
+		Linger: unclaimedLinger, SpecCheck: os.Getenv(EnvSpecCheck), Log: a.Log,
 	}
 	if cfg.RuntimeRoot == "" {
 		cfg.RuntimeRoot = defaultRuntimeRoot
@@ -234,7 +234,7 @@ func RunServe(ctx context.Context, a Args) error {
 		}
 		cfg.Linger = d
 	}
-	for _, name := range []string{EnvSocket, EnvGroupDir, EnvRuntimeRoot, EnvLinger, "TTRPC_ADDRESS", "GRPC_ADDRESS", "NAMESPACE"} {
+	for _, name := range []string{EnvSocket, EnvGroupDir, EnvRuntimeRoot, EnvLinger, EnvSpecCheck, "TTRPC_ADDRESS", "GRPC_ADDRESS", "NAMESPACE"} {
 		if err := os.Unsetenv(name); err != nil { // not the OCI runtime's business
 			return err
 		}

@@ -54,7 +54,10 @@ type ServeConfig struct {
 	EventsAddress string
 	// Linger: see DefaultLinger.
 	Linger time.Duration
-	Log    *slog.Logger
+	// SpecCheck is the policy for what a runtime would ignore (EnvSpecCheck). It
+	// is not used under a guard, whose daemon has checked already.
+	SpecCheck string
+	Log       *slog.Logger
 }
 
 // server is the shim at work.
@@ -189,6 +192,11 @@ func (s *server) run(ctx context.Context) error {
 		return err
 	}
 	svc := &service{runner: s.set, namespace: s.cfg.Namespace, shutdown: s.requestShutdown}
+	if s.guard == nil {
+		if svc.admission, err = newAdmission(s.cfg.SpecCheck, s.cfg.Log); err != nil {
+			return err
+		}
+	}
 	svc.register(s.rpc)
 	served := make(chan error, 1)
 	go func() { served <- s.rpc.Serve(ctx, listener) }()

@@ -31,6 +31,7 @@ import (
 type service struct {
 	runner    task.Runner
 	namespace string
+	admission *admission
 	// shutdown ends the shim if it has no containers.
 	shutdown func()
 }
@@ -100,13 +101,17 @@ func (s *service) process(ctx context.Context, container, exec string) (task.Pro
 }
 
 func (s *service) Create(ctx context.Context, r *taskAPI.CreateTaskRequest) (*taskAPI.CreateTaskResponse, error) {
-	t, err := s.runner.Create(ctx, s.id(r.ID), task.CreateConfig{
+	cfg := task.CreateConfig{
 		Bundle:     r.Bundle,
 		Options:    fromAny(r.Options),
 		Rootfs:     fromMounts(r.Rootfs),
 		Stdio:      task.Stdio{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal},
 		Checkpoint: r.Checkpoint,
-	})
+	}
+	if err := s.admission.create(ctx, r.ID, cfg); err != nil {
+		return nil, err
+	}
+	t, err := s.runner.Create(ctx, s.id(r.ID), cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -177,6 +182,9 @@ func (s *service) Exec(ctx context.Context, r *taskAPI.ExecProcessRequest) (*emp
 	}
 	if r.ExecID == "" {
 		return nil, fmt.Errorf("exec id cannot be empty: %w", errdefs.ErrInvalidArgument)
+	}
+	if err := s.admission.exec(ctx, t, r.ExecID, r.Spec.GetValue()); err != nil {
+		return nil, err
 	}
 	_, err = t.Exec(ctx, r.ExecID, task.ExecConfig{
 		Spec:  r.Spec.GetValue(),
@@ -264,6 +272,9 @@ func (s *service) Checkpoint(ctx context.Context, r *taskAPI.CheckpointTaskReque
 func (s *service) Update(ctx context.Context, r *taskAPI.UpdateTaskRequest) (*emptypb.Empty, error) {
 	t, err := s.task(ctx, r.ID)
 	if err != nil {
+		return nil, err
+	}
+	if err := s.admission.update(ctx, t, r.Resources.GetValue()); err != nil {
 		return nil, err
 	}
 	return &emptypb.Empty{}, t.Update(ctx, fromAny(r.Resources), r.Annotations)

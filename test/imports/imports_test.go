@@ -46,7 +46,7 @@ var allowed = map[string][]string{
 		"task", "internal/cgroup", "internal/mount", "internal/ociruntime", "internal/reap", "internal/stdio",
 	},
 	"internal/shim": {
-		"task", "internal/admit", "internal/cgroup", "internal/container", "internal/guard", "internal/mount", "internal/ociruntime",
+		"task", "speccheck", "internal/admit", "internal/cgroup", "internal/container", "internal/guard", "internal/mount", "internal/ociruntime",
 		"internal/reap", "internal/stdio",
 	},
 	"cmd/containerd-shim-berth-v2": {"internal/shim", "internal/version"},
@@ -74,7 +74,7 @@ var allowed = map[string][]string{
 	"internal/cli/network":   {},
 	"internal/cli/runspec":   {},
 	"internal/cli": {
-		"speccheck", "internal/ociruntime",
+		"speccheck", "internal/admit",
 		"internal/cli/attach", "internal/cli/autostart", "internal/cli/copy", "internal/cli/network", "internal/cli/runspec",
 		"internal/logfile", "internal/version",
 	},
