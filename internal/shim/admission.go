@@ -29,16 +29,25 @@ const runtimeFile = "runtime"
 // everything pass.
 type admission struct {
 	gate *admit.Gate
+	// hold keeps the shim's reaper from taking a runtime that is asked for an
+	// orphan, until the returned function is called.
+	hold func() (release func())
 	log  *slog.Logger
 }
 
 // newAdmission takes the policy from the environment.
-func newAdmission(policy string, log *slog.Logger) (*admission, error) {
+func newAdmission(policy string, hold func() func(), log *slog.Logger) (*admission, error) {
 	p, err := speccheck.ParsePolicy(policy)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", EnvSpecCheck, err)
 	}
-	return &admission{gate: &admit.Gate{Policy: p}, log: log}, nil
+	return &admission{gate: &admit.Gate{Policy: p}, hold: hold, log: log}, nil
+}
+
+// features are those of the OCI runtime's binary.
+func (a *admission) features(ctx context.Context, binary string) (speccheck.Features, error) {
+	defer a.hold()()
+	return a.gate.Features(ctx, binary)
 }
 
 func (a *admission) create(ctx context.Context, id string, cfg task.CreateConfig) error {
@@ -59,7 +68,7 @@ func (a *admission) create(ctx context.Context, id string, cfg task.CreateConfig
 	if cfg.Checkpoint == "" {
 		return nil
 	}
-	f, err := a.gate.Features(ctx, options.Binary)
+	f, err := a.features(ctx, options.Binary)
 	if err != nil {
 		return fmt.Errorf("create container %q: %w", id, err)
 	}
@@ -108,7 +117,7 @@ func (a *admission) judge(ctx context.Context, j judge, doc []byte, binary, id s
 	if err != nil || len(r.Findings) == 0 {
 		return err
 	}
-	f, err := a.gate.Features(ctx, binary)
+	f, err := a.features(ctx, binary)
 	if err != nil {
 		return err
 	}

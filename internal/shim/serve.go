@@ -193,7 +193,7 @@ func (s *server) run(ctx context.Context) error {
 	}
 	svc := &service{runner: s.set, namespace: s.cfg.Namespace, shutdown: s.requestShutdown}
 	if s.guard == nil {
-		if svc.admission, err = newAdmission(s.cfg.SpecCheck, s.cfg.Log); err != nil {
+		if svc.admission, err = newAdmission(s.cfg.SpecCheck, s.reaper.Hold, s.cfg.Log); err != nil {
 			return err
 		}
 	}
