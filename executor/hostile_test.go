@@ -30,31 +30,46 @@ func TestHostileRootfs(t *testing.T) {
 		mounts []bk.Mount
 		fails  string // empty: the step has to run
 	}{
-		{name: "passwd is a link out", meta: evil, fails: "unable to find user evil",
-			make: func(etc string) error { return relink(etc, "passwd", filepath.Join(outside, "passwd")) }},
-		{name: "passwd climbs out", meta: evil, fails: "unable to find user evil",
+		{
+			name: "passwd is a link out", meta: evil, fails: "unable to find user evil",
+			make: func(etc string) error { return relink(etc, "passwd", filepath.Join(outside, "passwd")) },
+		},
+		{
+			name: "passwd climbs out", meta: evil, fails: "unable to find user evil",
 			make: func(etc string) error {
 				return relink(etc, "passwd", strings.Repeat("../", 40)+filepath.Join(outside, "passwd"))
-			}},
-		{name: "group is a FIFO", meta: evil, fails: "/etc/group is not a regular file",
+			},
+		},
+		{
+			name: "group is a FIFO", meta: evil, fails: "/etc/group is not a regular file",
 			make: func(etc string) error {
 				return replace(etc, "group", func(p string) error { return unix.Mkfifo(p, 0o666) })
-			}},
-		{name: "group is a device", meta: evil, fails: "/etc/group is not a regular file",
+			},
+		},
+		{
+			name: "group is a device", meta: evil, fails: "/etc/group is not a regular file",
 			make: func(etc string) error {
 				return replace(etc, "group", func(p string) error { return unix.Mknod(p, unix.S_IFCHR|0o666, 5) }) // /dev/zero
-			}},
-		{name: "passwd of 1 GiB", meta: evil, fails: "/etc/passwd has 1073741824 bytes",
-			make: func(etc string) error { return os.Truncate(filepath.Join(etc, "passwd"), 1<<30) }},
-		{name: "uid that wraps around", meta: evil, fails: "out of range",
+			},
+		},
+		{
+			name: "passwd of 1 GiB", meta: evil, fails: "/etc/passwd has 1073741824 bytes",
+			make: func(etc string) error { return os.Truncate(filepath.Join(etc, "passwd"), 1<<30) },
+		},
+		{
+			name: "uid that wraps around", meta: evil, fails: "out of range",
 			make: func(etc string) error {
 				return os.WriteFile(filepath.Join(etc, "passwd"), []byte("evil:x:4294967296:0::/:/bin/sh\n"), 0o644)
-			}},
-		{name: "passwd is a FIFO and nobody asks", meta: sh("true"), fails: "/etc/passwd is not a regular file",
+			},
+		},
+		{
+			name: "passwd is a FIFO and nobody asks", meta: sh("true"), fails: "/etc/passwd is not a regular file",
 			make: func(etc string) error {
 				return replace(etc, "passwd", func(p string) error { return unix.Mkfifo(p, 0o666) })
-			}},
-		{name: "resolv.conf and hosts lead out", meta: sh("true"),
+			},
+		},
+		{
+			name: "resolv.conf and hosts lead out", meta: sh("true"),
 			make: func(etc string) error {
 				for _, n := range []string{"resolv.conf", "hosts"} {
 					if err := relink(etc, n, filepath.Join(outside, "new-"+n)); err != nil {
@@ -62,16 +77,23 @@ func TestHostileRootfs(t *testing.T) {
 					}
 				}
 				return nil
-			}},
-		{name: "working directory leads out", meta: cwd("/etc/out/made"),
-			make: func(etc string) error { return relink(etc, "out", outside) }},
-		{name: "mount point leads out", meta: sh("true"),
+			},
+		},
+		{
+			name: "working directory leads out", meta: cwd("/etc/out/made"),
+			make: func(etc string) error { return relink(etc, "out", outside) },
+		},
+		{
+			name: "mount point leads out", meta: sh("true"),
 			mounts: []bk.Mount{{Src: source(t.TempDir()), Dest: "/etc/out/mounted"}},
-			make:   func(etc string) error { return relink(etc, "out", outside) }},
-		{name: "etc is a link out", meta: sh("true"),
+			make:   func(etc string) error { return relink(etc, "out", outside) },
+		},
+		{
+			name: "etc is a link out", meta: sh("true"),
 			make: func(etc string) error {
 				return replace(filepath.Dir(etc), "etc", func(p string) error { return os.Symlink(outside, p) })
-			}},
+			},
+		},
 	} {
 		root := rootfs(t)
 		if err := c.make(filepath.Join(root, "etc")); err != nil {

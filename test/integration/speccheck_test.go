@@ -61,8 +61,12 @@ func TestBerthCheck(t *testing.T) {
 		t.Errorf("%+v", f)
 	}
 	for _, args := range [][]string{
-		{"check"}, {"check", "--container", "c", good}, {"check", filepath.Join(d.Dir, "none.json")},
-		{"check", "--runtime-binary", "/none", good}, {"check", "--policy", "nonsense=warn", good}, {"check", "--container", d.ID("none")},
+		{"check"},
+		{"check", "--container", "c", good},
+		{"check", filepath.Join(d.Dir, "none.json")},
+		{"check", "--runtime-binary", "/none", good},
+		{"check", "--policy", "nonsense=warn", good},
+		{"check", "--container", d.ID("none")},
 	} {
 		if r := d.Berth(t, args...); r.Code != 2 || r.Stdout != "" || r.Stderr == "" {
 			t.Errorf("%v: %s", args, r)
