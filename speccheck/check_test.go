@@ -241,3 +241,23 @@ func BenchmarkCheckDefaultSpec(b *testing.B) {
 		}
 	}
 }
+
+// What Kata Containers' agent is never told is refused by the name of its shim.
+func TestShimRuntime(t *testing.T) {
+	f, err := ParseFeatures(nil, ShimRuntime("/opt/kata/bin/containerd-shim-kata-qemu-v2"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec := []byte(`{"ociVersion": "1.1.0", "domainname": "d"}`)
+	if r := Check(spec, f, Host{}); r.Action() != Refuse || len(r.Findings) != 1 || r.Findings[0].Path != "domainname" || r.Findings[0].Unknown {
+		t.Errorf("%+v", r)
+	}
+	for path, want := range map[string]string{
+		"/usr/bin/containerd-shim-runsc-v1": "runsc", "/usr/bin/containerd-shim-kata-v2": "kata",
+		"/usr/bin/containerd-shim-katana-v2": "", "/usr/bin/kata-v2": "", "": "",
+	} {
+		if rt := ShimRuntime(path); rt.Name != want || rt.Binary != path {
+			t.Errorf("%s: %+v, want %q", path, rt, want)
+		}
+	}
+}

@@ -56,10 +56,10 @@ func capabilityDocs() string {
 		}
 	}
 	var b strings.Builder
-	b.WriteString("| | members | spec | runc | crun | youki | runsc |\n|---|---|---|---|---|---|---|\n")
+	b.WriteString("| | members | spec | runc | crun | youki | runsc | kata |\n|---|---|---|---|---|---|---|---|\n")
 	for _, k := range capabilityTable {
 		cells := []string{k.what, strings.Join(uses[k.name], ", "), k.spec}
-		for _, runtime := range []string{"runc", "crun", "youki", "runsc"} {
+		for _, runtime := range []string{"runc", "crun", "youki", "runsc", "kata"} {
 			cells = append(cells, strings.ReplaceAll(k.since(runtime), never, "-"))
 		}
 		b.WriteString("| " + strings.Join(cells, " | ") + " |\n")

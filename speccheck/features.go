@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -65,6 +66,24 @@ func ParseVersion(text string) Runtime {
 		r.Built = []string{} // it would print its libseccomp
 	}
 	return r
+}
+
+// ShimRuntime tells from the path of a shim which runtime is behind it, where that
+// has no command line of its own: Kata Containers (containerd-shim-kata-v2,
+// containerd-shim-kata-qemu-v2, …) and gVisor (containerd-shim-runsc-v1). Of
+// another shim only the binary is known.
+func ShimRuntime(path string) Runtime {
+	rt := Runtime{Binary: path}
+	name, ok := strings.CutPrefix(filepath.Base(path), "containerd-shim-")
+	if !ok {
+		return rt
+	}
+	for _, known := range []string{"kata", "runsc"} {
+		if strings.HasPrefix(name, known+"-") {
+			rt.Name = known
+		}
+	}
+	return rt
 }
 
 // Features is what a runtime supports, as far as it is known: from its own

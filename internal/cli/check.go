@@ -174,7 +174,17 @@ func featuresOf(answer *introspection.PluginInfoResponse, name string) (specchec
 	if err := typeurl.UnmarshalTo(answer.Extra, &info); err != nil {
 		return speccheck.Features{}, fmt.Errorf("what runtime %q supports: %w", name, err)
 	}
-	return speccheck.ParseFeatures(info.GetFeatures().GetValue(), speccheck.Runtime{Binary: name})
+	return speccheck.ParseFeatures(info.GetFeatures().GetValue(), speccheck.ShimRuntime(shimBinary(name)))
+}
+
+// shimBinary is the shim that a runtime's name stands for, as containerd finds
+// it: io.containerd.kata.v2 is containerd-shim-kata-v2.
+func shimBinary(name string) string {
+	parts := strings.Split(name, ".")
+	if n := len(parts); n >= 2 && !strings.Contains(name, "/") {
+		return "containerd-shim-" + parts[n-2] + "-" + parts[n-1]
+	}
+	return name
 }
 
 // checkRow is a finding as `berth check --json` prints it. The names of the

@@ -62,7 +62,7 @@ func (s *Supervisor) runtimeFeatures(ctx context.Context, rt runtime, opts task.
 // foreignFeatures are what another maker's shim says. One that says nothing is
 // a runtime of which nothing is known.
 func (s *Supervisor) foreignFeatures(ctx context.Context, shim string, opts task.Any) speccheck.Features {
-	rt := speccheck.Runtime{Binary: shim}
+	rt := speccheck.ShimRuntime(shim)
 	req := &types.RuntimeRequest{RuntimePath: shim}
 	if !opts.Empty() {
 		req.Options = anyOf(opts)
