@@ -9,6 +9,7 @@
 //
 //	run     run --rm IMAGE true, from the start of the client to its end
 //	exec    exec CONTAINER true, the same way
+//	stdout  bytes a second from a container through its client
 //	memory  PSS of all engine processes with N idle containers
 //	calls   programs started and files synced by the engine in one run
 package main
