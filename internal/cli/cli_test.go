@@ -128,7 +128,7 @@ func TestCtrFlags(t *testing.T) {
 		t.Errorf("the table has %d options, want 60", n)
 	}
 	for _, name := range strings.Fields(`i t e v w u p d name net network dns add-host memory pids-limit ulimit shm-size
-		tmpfs entrypoint restart stop-signal stop-timeout init read-only security-opt cidfile volatile`) {
+		tmpfs entrypoint restart stop-signal stop-timeout init read-only security-opt cidfile volatile log-driver log-opt`) {
 		if have[name] == "" {
 			t.Errorf("run has no --%s", name)
 		}
@@ -181,6 +181,10 @@ func TestUsageErrors(t *testing.T) {
 		"bad restart":     {[]string{"run", "-d", "--restart", "on-failure:x", "image"}, 125, "on-failure[:COUNT]"},
 		"restart here":    {[]string{"run", "--restart", "always", "image"}, 125, "--detach"},
 		"volatile":        {[]string{"run", "--volatile", "image"}, 125, "--rm"},
+		"driver":          {[]string{"run", "-d", "--log-driver", "syslog", "image"}, 125, "json-file, or none"},
+		"driver in front": {[]string{"run", "--log-driver", "none", "image"}, 125, "--detach"},
+		"small log":       {[]string{"run", "-d", "--log-opt", "max-size=1", "image"}, 125, "4k"},
+		"log option":      {[]string{"run", "-d", "--log-opt", "tag=x", "image"}, 125, "max-size and max-file"},
 		"bad host":        {[]string{"run", "--add-host", "x", "image"}, 125, "NAME:IP"},
 		"bad dns":         {[]string{"run", "--dns", "x", "image"}, 125, "IP address"},
 		"block io":        {[]string{"run", "--blockio-config-file", "/f", "image"}, 125, "--blockio-class"},

@@ -20,6 +20,7 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/berthd/berth/internal/cli/runspec"
+	"github.com/berthd/berth/internal/logfile"
 )
 
 // plan is a container to be made, as the command line says.
@@ -42,6 +43,9 @@ type plan struct {
 	// log is the file that gets the output of a container in the background.
 	log      string
 	detached bool
+	// logConfig is how large the log may be, as the user says; nil for the
+	// default. It has no path.
+	logConfig *logfile.Config
 	// remove: the container goes with its end in the foreground.
 	remove bool
 

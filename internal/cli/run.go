@@ -29,6 +29,8 @@ Examples:
 		Flags: append(append([]cli.Flag{
 			yes("detach", "run in the background and print the container's name", "d"),
 			yes("rm", "remove the container when it has ended"),
+			str("log-driver", "what keeps the output of --detach: `json-file`, or none"),
+			list("log-opt", "of json-file: `max-size=BYTES` of a file (10m) and max-file=NUMBER of files"),
 		}, streamFlags()...), containerFlags()...),
 		StopOnNthArg:           &one,
 		UseShortOptionHandling: true,
@@ -51,6 +53,9 @@ func (a *App) run(ctx context.Context, cmd *cli.Command) error {
 	if err != nil {
 		return err
 	}
+	if p.logConfig, err = st.readLogDriver(cmd); err != nil {
+		return err
+	}
 	p.remove = cmd.Bool("rm")
 	if p.remove && st.detach {
 		return usageError("--rm and --detach exclude each other (remove it later: berth rm -f %s)", p.spec.ID)
@@ -64,7 +69,7 @@ func (a *App) run(ctx context.Context, cmd *cli.Command) error {
 	return a.with(ctx, cmd, func(ctx context.Context, s *session) error {
 		p.detached = st.detach
 		if st.keepsLog() {
-			if p.log, err = s.newLog(ctx, p.spec.ID, p.runtime, false); err != nil {
+			if p.log, err = s.newLog(ctx, p.spec.ID, p.runtime, p.logConfig, false); err != nil {
 				return err
 			}
 		}

@@ -181,7 +181,7 @@ func (s *session) startable(ctx context.Context, id string, st *streams) (*made,
 	if st.detach != m.record.Detached || st.keepsLog() && m.record.Log == "" {
 		m.record.Detached = st.detach
 		if st.keepsLog() && m.record.Log == "" {
-			if m.record.Log, err = s.newLog(ctx, id, c.Runtime.Name, true); err != nil {
+			if m.record.Log, err = s.newLog(ctx, id, c.Runtime.Name, nil, true); err != nil {
 				return nil, err
 			}
 		}

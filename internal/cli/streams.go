@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/containerd/v2/defaults"
@@ -16,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berthd/berth/internal/cli/attach"
+	"github.com/berthd/berth/internal/cli/runspec"
 	"github.com/berthd/berth/internal/logfile"
 )
 
@@ -55,6 +57,43 @@ func newStreams(cmd *cli.Command) (*streams, error) {
 		}
 	}
 	return st, nil
+}
+
+// readLogDriver reads docker's --log-driver and --log-opt; nil for the default.
+func (st *streams) readLogDriver(cmd *cli.Command) (*logfile.Config, error) {
+	driver, opts := cmd.String("log-driver"), cmd.StringSlice("log-opt")
+	switch {
+	case driver == "" && len(opts) == 0:
+		return nil, nil
+	case !st.keepsLog():
+		return nil, usageError("--log-driver and --log-opt are for the log of --detach (see --log-uri for other places)")
+	case driver == "none" && len(opts) == 0:
+		st.null = true
+		return nil, nil
+	case driver != "" && driver != "json-file":
+		return nil, usageError("--log-driver %q: use json-file, or none without --log-opt (see --log-uri for logging programs)", driver)
+	}
+	c := &logfile.Config{MaxSize: logSize, MaxFiles: logFiles}
+	for _, o := range opts {
+		key, value, _ := strings.Cut(o, "=")
+		var err error
+		switch key {
+		case "max-size":
+			if c.MaxSize, err = runspec.ParseBytes(value); err == nil && c.MaxSize < 4<<10 {
+				err = errors.New("use 4k or more")
+			}
+		case "max-file":
+			if c.MaxFiles, err = strconv.Atoi(value); err != nil || c.MaxFiles < 1 || c.MaxFiles > 1000 {
+				err = errors.New("use a number from 1 to 1000")
+			}
+		default:
+			err = errors.New("use max-size and max-file")
+		}
+		if err != nil {
+			return nil, usageError("--log-opt %q: %w", o, err)
+		}
+	}
+	return c, nil
 }
 
 // keepsLog says that the output goes to a file that `berth logs` reads.
@@ -152,10 +191,18 @@ const runtimePluginFilter = "type==io.containerd.runtime.v2,id==task"
 // newLog makes the log of a container in the background, empty. The shim writes
 // it; nobody else stands in the way. It has times and rotates where the daemon and the
 // runtime know that. A container that exists keeps what its earlier runs wrote.
-func (s *session) newLog(ctx context.Context, id, runtime string, exists bool) (string, error) {
+func (s *session) newLog(ctx context.Context, id, runtime string, want *logfile.Config, exists bool) (string, error) {
 	exports, root, err := s.daemonExports(ctx)
 	if err != nil {
 		return "", err
+	}
+	// Other makers' shims do not know it.
+	rotates := slices.Contains(strings.Split(exports["log-uri-schemes"], ","), logfile.Scheme) &&
+		slices.Contains([]string{"", defaults.DefaultRuntime, "io.containerd.berth.v2"}, runtime)
+	if want == nil {
+		want = &logfile.Config{MaxSize: logSize, MaxFiles: logFiles}
+	} else if !rotates {
+		return "", errors.New("--log-driver json-file: the daemon or the runtime has no such log (leave it out)")
 	}
 	name := filepath.Join(root, "logs", s.namespace, id+".log")
 	if err := os.MkdirAll(filepath.Join(root, "logs"), 0o700); err != nil {
@@ -167,10 +214,8 @@ func (s *session) newLog(ctx context.Context, id, runtime string, exists bool) (
 	// Exclusive: the log of a container that has the name is not to be lost.
 	f, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY|unix.O_NOFOLLOW, 0o600)
 	log := name
-	// Other makers' shims do not know it.
-	if slices.Contains(strings.Split(exports["log-uri-schemes"], ","), logfile.Scheme) &&
-		slices.Contains([]string{"", defaults.DefaultRuntime, "io.containerd.berth.v2"}, runtime) {
-		log = logfile.Config{Path: name, MaxSize: logSize, MaxFiles: logFiles}.URI()
+	if rotates {
+		log = logfile.Config{Path: name, MaxSize: want.MaxSize, MaxFiles: want.MaxFiles}.URI()
 	}
 	if exists && errors.Is(err, fs.ErrExist) {
 		return log, nil

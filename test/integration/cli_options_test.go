@@ -216,3 +216,22 @@ func TestCLIIDMappedVolume(t *testing.T) {
 		t.Errorf("outside, the file is %d's", sys.Uid)
 	}
 }
+
+// TestCLILogDriver bounds a log, and leaves it out.
+func TestCLILogDriver(t *testing.T) {
+	t.Parallel()
+	d := harness.Start(t, harness.Config{})
+	id := d.ID("log")
+	d.MustBerth(t, "run", "-d", "--name", id, "--log-driver", "json-file", "--log-opt", "max-size=8k", "--log-opt", "max-file=2", harness.Image,
+		"sh", "-c", "i=0; while [ $i -lt 60000 ]; do echo line $i; i=$((i+1)); done")
+	d.MustBerth(t, "wait", id)
+	out := d.MustBerth(t, "logs", id)
+	if !strings.HasSuffix(out, "line 59998\nline 59999\n") || strings.Contains(out, "line 0\n") {
+		t.Errorf("%d bytes of log, %.80q", len(out), out)
+	}
+	d.MustBerth(t, "rm", id)
+	d.MustBerth(t, "run", "-d", "--name", id, "--log-driver", "none", harness.Image, "echo", "lost")
+	d.MustBerth(t, "wait", id)
+	checkOneLine(t, d.Berth(t, "logs", id), 1, "no log")
+	d.MustBerth(t, "rm", id)
+}
