@@ -203,7 +203,7 @@ func (c *checker) scalar(n *node, v value) {
 		c.add(ClassDocument, v.text, "it is "+v.kind.words()+", not "+r.kind.words())
 		return
 	}
-	zero := false
+	var zero bool
 	switch v.kind {
 	case kString:
 		zero = len(v.text) == 0

@@ -123,14 +123,12 @@ type Restart struct {
 func ParseRestart(s string) (Restart, error) {
 	name, count, has := strings.Cut(s, ":")
 	r := Restart{Policy: name}
-	ok := true
+	var ok bool
 	switch {
 	case name == "on-failure" && has:
 		n, err := strconv.ParseUint(count, 10, 31)
 		r.Count, ok = int(n), err == nil && n > 0
-	case has:
-		ok = false
-	default:
+	case !has:
 		ok = name == "no" || name == "always" || name == "on-failure" || name == "unless-stopped"
 	}
 	if !ok {
