@@ -64,8 +64,10 @@ test-conformance: build peers peers-buildkit ## what clients of a containerd dae
 	$(GO) test -count=1 -timeout 30m $(TESTFLAGS) ./test/conformance/...
 
 # Without the race detector: BuildKit's own executor, which is tested beside, has races.
+# BuildKit leaves the directories of its file mounts among the temporary files.
 test-executor: build peers ## build steps on BuildKit's executor, then on Berth's (root, runc)
-	cd executor && $(GO) test -count=1 -timeout 30m $(TESTFLAGS) ./...
+	@dir=$$(mktemp -d) && trap 'rm -rf --one-file-system "$$dir"' EXIT && cd executor && \
+	echo "$(GO) test $(TESTFLAGS) ./... (in executor)" && TMPDIR=$$dir $(GO) test -count=1 -timeout 30m $(TESTFLAGS) ./...
 
 vm-test: ## tests on an older kernel with cgroup v2, with and without systemd, in emulated machines
 	@scripts/deps vm
