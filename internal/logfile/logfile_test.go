@@ -200,6 +200,7 @@ func TestFollowAllTheTime(t *testing.T) {
 			}
 		}
 	}()
+	t.Cleanup(func() { <-done }) // a failure ends the test before the writer
 	r := read(t, path, all)
 	next := 0
 	for ended := false; ; {

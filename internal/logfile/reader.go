@@ -177,11 +177,13 @@ func (r *Reader) advance() {
 // there is none.
 func (r *Reader) newer() (*os.File, error) {
 	if r.file == nil {
-		f, err := os.Open(r.path)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil, nil
+		// There was no file yet. By now there may be several.
+		files, err := openAll(r.path)
+		if len(files) == 0 || err != nil {
+			return nil, err
 		}
-		return f, err
+		closeAll(files[:len(files)-1])
+		return files[len(files)-1], nil
 	}
 	own, err := r.file.Stat()
 	if err != nil {
@@ -248,19 +250,22 @@ func rotations(path string) []int {
 // openAll opens the files of a log, the newest first. Names go from the newest
 // to the oldest and files only get higher ones, so that one which is renamed
 // meanwhile is met again. A directory shows some names only while nothing is
-// renamed: so every name up to the highest is tried, and those of the next
-// rotations.
+// renamed, and a writer may rotate as fast as files are opened here: so every
+// name is tried up to the highest one seen, and on until several are not there.
 func openAll(path string) ([]*os.File, error) {
+	const end = 4 // names that are not there; a rotation leaves one gap at a time
 	var files []*os.File
-	last := 2
+	last := 0
 	if numbers := rotations(path); len(numbers) > 0 {
-		last += numbers[len(numbers)-1]
+		last = numbers[len(numbers)-1]
 	}
-	for n := range last + 1 {
+	for n, missing := 0, 0; n <= last || missing < end; n++ {
 		f, err := os.Open(rotated(path, n))
 		if errors.Is(err, fs.ErrNotExist) {
+			missing++
 			continue
 		}
+		missing = 0
 		if err != nil {
 			closeAll(files)
 			return nil, err
