@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"sync"
 	"time"
 
 	"github.com/containerd/log"
@@ -29,6 +30,8 @@ type App struct {
 	// watching is closed when catchSignals's goroutine, the first reader of
 	// signals, has ended: closing takeover makes it.
 	takeover, watching chan struct{}
+	// forwarding is catchForwarded's goroutine.
+	forwarding sync.WaitGroup
 }
 
 // global are the flags that stand before the verb.
@@ -62,16 +65,19 @@ func (a *App) Run(ctx context.Context, args []string) int {
 	return a.report(verbOf(root), err)
 }
 
-// caught are the signals that ask a foreground program for something. Job
+// ending are the signals that end a command. A broken pipe is caught beside them:
+// it is an error of the write, not the end of this process, for there may be a
+// container to look after.
+func ending() []os.Signal {
+	return []os.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGPIPE}
+}
+
+// forwarded are the other signals that a process in the foreground gets. Job
 // control (TSTP, TTIN, CONT) keeps its default: it suspends this command, not
 // the container.
-func caught() []os.Signal {
+func forwarded() []os.Signal {
 	list := []os.Signal{
-		unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2,
-		unix.SIGALRM, unix.SIGPWR, unix.SIGIO, unix.SIGWINCH,
-		// A broken pipe is an error of the write, not the end of this process:
-		// there may be a container to look after.
-		unix.SIGPIPE,
+		unix.SIGUSR1, unix.SIGUSR2, unix.SIGALRM, unix.SIGPWR, unix.SIGIO, unix.SIGWINCH,
 	}
 	for s := unix.Signal(34); s <= 64; s++ {
 		list = append(list, s)
@@ -85,7 +91,7 @@ func (a *App) catchSignals(ctx context.Context, cancel context.CancelCauseFunc) 
 	a.signals = make(chan os.Signal, 64)
 	a.takeover = make(chan struct{})
 	a.watching = make(chan struct{})
-	signal.Notify(a.signals, caught()...)
+	signal.Notify(a.signals, ending()...)
 	go func() {
 		defer close(a.watching)
 		for {
@@ -103,14 +109,22 @@ func (a *App) catchSignals(ctx context.Context, cancel context.CancelCauseFunc) 
 		}
 	}()
 	return func() {
+		a.forwarding.Wait()
 		signal.Stop(a.signals)
 		cancel(nil)
 		<-a.watching
 	}
 }
 
-// takeSignals gives the caller the signals that would have ended the command.
-// It may be called once.
+// catchForwarded begins to keep the signals for a process in the foreground, for
+// takeSignals. Each takes Go two switches of threads, 2 ms for all of them, so
+// that goes on beside the calls that start the process. It may be called once.
+func (a *App) catchForwarded() {
+	a.forwarding.Go(func() { signal.Notify(a.signals, forwarded()...) })
+}
+
+// takeSignals gives the caller the signals that would have ended the command,
+// and the forwarded ones. It may be called once.
 func (a *App) takeSignals() <-chan os.Signal {
 	close(a.takeover)
 	<-a.watching

@@ -102,9 +102,10 @@ func (t *running) attach(ctx context.Context) error {
 	})
 }
 
-// wait asks for the exit in the background. A daemon that goes away and comes
-// back is asked again.
+// wait asks for the exit in the background, of a process in the foreground of
+// this command. A daemon that goes away and comes back is asked again.
 func (t *running) wait(ctx context.Context) {
+	t.s.catchForwarded()
 	got := make(chan exitAnswer, 1)
 	t.exit = got
 	go func() { // ends with the process, or with the session's connection
