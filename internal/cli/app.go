@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"sync"
 	"time"
 
@@ -58,6 +59,7 @@ func (a *App) Run(ctx context.Context, args []string) int {
 	log.L.Logger.SetOutput(io.Discard)
 
 	root := a.root()
+	lone(root, args)
 	err := root.Run(ctx, args)
 	if err != nil && errors.Is(context.Cause(ctx), errInterrupted) {
 		err = &exitError{code: 130} // the user knows why
@@ -185,6 +187,38 @@ address. "berth completion bash" prints a completion script (also zsh, fish).`,
 	}
 	quiet(root)
 	return root
+}
+
+// lone leaves of the tree the one verb that args name: the library sets up every
+// command's flags and help, which takes as long as gRPC's start. Where help,
+// completion or an unknown verb is asked for, the tree stays whole.
+func lone(root *cli.Command, args []string) {
+	if len(args) == 0 || args[len(args)-1] == "--generate-shell-completion" {
+		return
+	}
+	takesValue := map[string]bool{}
+	for _, f := range root.Flags {
+		_, isBool := f.(*cli.BoolFlag)
+		for _, name := range f.Names() {
+			takesValue[name] = !isBool
+		}
+	}
+	for i := 1; i < len(args); i++ {
+		flag, isFlag := strings.CutPrefix(args[i], "-")
+		if !isFlag {
+			if c := root.Command(args[i]); c != nil {
+				root.Commands = []*cli.Command{c}
+			}
+			return
+		}
+		value, known := takesValue[strings.TrimPrefix(flag, "-")]
+		switch {
+		case value:
+			i++
+		case !known && !strings.Contains(flag, "="):
+			return
+		}
+	}
 }
 
 // quiet sets, on every command, what the library does not inherit: errors are
