@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -236,6 +237,20 @@ func TestBuildCapabilities(t *testing.T) {
 				t.Errorf("%s: %s %q", name, kind, set)
 			}
 		}
+	}
+}
+
+func TestDefaultSeccomp(t *testing.T) {
+	spec, err := build(t, Options{Process: Process{Args: []string{"x"}}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	filter := spec.Linux.Seccomp
+	if filter == nil || filter.DefaultAction != specs.ActErrno || len(filter.Syscalls) == 0 {
+		t.Fatalf("the default filter is %+v", filter)
+	}
+	if runtime.GOARCH == "amd64" && !slices.Equal(filter.Architectures, []specs.Arch{specs.ArchX86_64, specs.ArchX86}) {
+		t.Errorf("architectures %q", filter.Architectures)
 	}
 }
 

@@ -99,7 +99,7 @@ func (b *builder) security() error {
 	case sec.Seccomp == "unconfined" || sec.Seccomp == "" && sec.Privileged:
 		b.spec.Linux.Seccomp = nil
 	case sec.Seccomp == "":
-		b.spec.Linux.Seccomp = seccomp.DefaultProfile(b.spec)
+		b.spec.Linux.Seccomp = defaultSeccomp(b.spec)
 	default:
 		filter, err := readSeccomp(sec.Seccomp)
 		if err != nil {
@@ -108,6 +108,16 @@ func (b *builder) security() error {
 		b.spec.Linux.Seccomp = filter
 	}
 	return nil
+}
+
+// defaultSeccomp is containerd's default profile without the x32 ABI of amd64, which
+// kernels leave off (Debian's needs syscall.x32=y): without it the runtime compiles
+// the filter in two thirds of the time, 6 ms less a container with libseccomp 2.5.
+// A call of that ABI kills the process, as one of any architecture that is not named.
+func defaultSeccomp(spec *specs.Spec) *specs.LinuxSeccomp {
+	filter := seccomp.DefaultProfile(spec)
+	filter.Architectures = slices.DeleteFunc(filter.Architectures, func(a specs.Arch) bool { return a == specs.ArchX32 })
+	return filter
 }
 
 // readSeccomp reads a profile in the form of the runtime specification.
