@@ -48,6 +48,7 @@ type engine struct {
 	address   string
 	namespace string
 	mark      string // in the environment of the daemon and all it starts
+	argv      []string
 	cmd       *exec.Cmd
 	exited    chan struct{} // closed once cmd.Wait has returned
 }
@@ -56,32 +57,51 @@ func startEngine(ctx context.Context, l *lab, name string) (*engine, error) {
 	e := &engine{
 		lab: l, name: name, dir: filepath.Join(l.dir, name),
 		namespace: filepath.Base(l.dir) + "-" + name,
-		exited:    make(chan struct{}),
 	}
 	e.address = filepath.Join(e.dir, "d.sock")
 	e.mark = "BERTH_BENCH_MARK=" + e.namespace
 	if err := os.Mkdir(e.dir, 0o711); err != nil {
 		return nil, err
 	}
-	log, err := os.Create(filepath.Join(e.dir, "log"))
-	if err != nil {
-		return nil, err
-	}
-	defer log.Close()
 	if err := e.prepare(); err != nil {
 		return nil, err
 	}
-	e.cmd.Stdout, e.cmd.Stderr = log, log
-	e.cmd.Env = append(l.env(), e.mark)
-	e.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := e.cmd.Start(); err != nil {
+	if err := e.start(); err != nil {
 		return nil, err
 	}
-	go func() {
-		defer close(e.exited)
-		_ = e.cmd.Wait() // the state is in cmd.ProcessState
-	}()
 	return e, e.awaitServing(ctx)
+}
+
+// start starts the daemon, for the first time or after kill.
+func (e *engine) start() error {
+	log, err := os.OpenFile(filepath.Join(e.dir, "log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	cmd := exec.Command(e.argv[0], e.argv[1:]...)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Env = append(e.lab.env(), e.mark)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	exited := make(chan struct{})
+	e.cmd, e.exited = cmd, exited
+	go func() {
+		defer close(exited)
+		_ = cmd.Wait() // the state is in cmd.ProcessState
+	}()
+	return nil
+}
+
+// kill ends the daemon by kill -9. Its containers go on.
+func (e *engine) kill() error {
+	if err := e.cmd.Process.Kill(); err != nil {
+		return err
+	}
+	<-e.exited
+	return nil
 }
 
 // prepare makes the command line and the configuration.
@@ -90,14 +110,14 @@ func (e *engine) prepare() error {
 	bin, peers := filepath.Join(e.lab.opts.source, "bin"), filepath.Join(e.lab.opts.source, "out", "peers", "bin")
 	config := filepath.Join(e.dir, "config.toml")
 	if e.name == berth {
-		e.cmd = exec.Command(filepath.Join(bin, "berthd"), "--root", root, "--state", state, "--address", e.address, "--config", config)
+		e.argv = []string{filepath.Join(bin, "berthd"), "--root", root, "--state", state, "--address", e.address, "--config", config}
 		return os.WriteFile(config, nil, 0o600)
 	}
 	shim := filepath.Join(e.lab.dir, "bin", "containerd-shim-runc-v2")
 	if err := os.Symlink(filepath.Join(peers, "containerd-shim-runc-v2"), shim); err != nil {
 		return err
 	}
-	e.cmd = exec.Command(filepath.Join(peers, "containerd"), "--config", config)
+	e.argv = []string{filepath.Join(peers, "containerd"), "--config", config}
 	text := fmt.Sprintf(stockToml, root, state, e.address, filepath.Join(e.dir, "s"))
 	return os.WriteFile(config, []byte(text), 0o600)
 }

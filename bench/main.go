@@ -7,11 +7,16 @@
 //
 // Rows:
 //
-//	run     run --rm IMAGE true, from the start of the client to its end
-//	exec    exec CONTAINER true, the same way
-//	stdout  bytes a second from a container through its client
-//	memory  PSS of all engine processes with N idle containers
-//	calls   programs started and files synced by the engine in one run
+//	run       run --rm IMAGE true, from the start of the client to its end
+//	exec      exec CONTAINER true, the same way
+//	api       create, start, wait and delete of a task by containerd's Go client
+//	parallel  containers a second, 100 started 8 at a time by that client
+//	restart   the daemon killed and started again, until it lists N tasks
+//	import    an image of 48 MiB in four layers, imported and unpacked
+//	stdout    bytes a second from a container through its client
+//	memory    PSS of all engine processes with N idle containers
+//	calls     programs started and files synced by the engine in one run
+//	startup   the client's own start
 package main
 
 import (
@@ -40,7 +45,7 @@ type options struct {
 	runc       string
 }
 
-var rows = []string{"run", "exec", "stdout", "memory", "calls"}
+var rows = []string{"run", "exec", "api", "parallel", "restart", "import", "stdout", "memory", "calls", "startup"}
 
 func main() {
 	opts, err := parse(os.Args[1:])
@@ -62,7 +67,7 @@ func parse(args []string) (options, error) {
 	var only, engines string
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.IntVar(&opts.rounds, "n", 20, "rounds of each timed row")
-	flags.IntVar(&opts.containers, "containers", 50, "idle containers for the memory row")
+	flags.IntVar(&opts.containers, "containers", 50, "idle containers for the rows memory and restart")
 	flags.DurationVar(&opts.settle, "settle", 10*time.Second, "how long the engine idles before its memory is read")
 	flags.StringVar(&only, "only", "", "rows to measure, with commas: "+strings.Join(rows, ","))
 	flags.StringVar(&engines, "engines", "stock,berth", "daemons to measure")
@@ -101,27 +106,20 @@ func parse(args []string) (options, error) {
 
 // run starts the daemons, measures the rows and prints the report.
 func run(ctx context.Context, opts options) (err error) {
-	lab, err := openLab(ctx, opts)
+	l, err := openLab(ctx, opts)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, lab.close()) }()
-	report := newReport(ctx, lab)
+	defer func() { err = errors.Join(err, l.close()) }()
+	report := newReport(ctx, l)
+	measure := map[string]func(*lab, context.Context) ([]figure, error){
+		"run": (*lab).measureRun, "exec": (*lab).measureExec, "api": (*lab).measureAPI, "parallel": (*lab).measureParallel,
+		"restart": (*lab).measureRestart, "import": (*lab).measureImport, "stdout": (*lab).measureStdout,
+		"memory": (*lab).measureMemory, "calls": (*lab).measureCalls, "startup": (*lab).measureStartup,
+	}
 	for _, row := range opts.only {
 		fmt.Fprintf(os.Stderr, "bench: %s\n", row)
-		var measured []figure
-		switch row {
-		case "run":
-			measured, err = lab.measureRun(ctx)
-		case "exec":
-			measured, err = lab.measureExec(ctx)
-		case "stdout":
-			measured, err = lab.measureStdout(ctx)
-		case "memory":
-			measured, err = lab.measureMemory(ctx)
-		case "calls":
-			measured, err = lab.measureCalls(ctx)
-		}
+		measured, err := measure[row](l, ctx)
 		if err != nil {
 			return fmt.Errorf("%s: %w", row, err)
 		}

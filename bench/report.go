@@ -60,23 +60,33 @@ func newReport(ctx context.Context, l *lab) *report {
 	return r
 }
 
-// stockVariant names what a figure is compared with: stock containerd doing
-// the same.
-func stockVariant(variant string) string {
+// bases are what the other variants of a row are compared with.
+var bases = []string{"ctr on " + stock, "client on " + stock, "empty Go program"}
+
+// base names what a variant is compared with: stock containerd doing the same.
+func base(row map[string]float64, variant string) string {
 	if _, rest, ok := strings.Cut(variant, ", "); ok {
 		return stock + ", " + rest
 	}
-	return "ctr on " + stock
+	for _, name := range bases {
+		if row[name] > 0 {
+			return name
+		}
+	}
+	return ""
 }
 
 // compare sets the ratios.
 func (r *report) compare() {
-	base := map[[2]string]float64{}
+	rows := map[string]map[string]float64{}
 	for _, f := range r.Figures {
-		base[[2]string{f.Row, f.Variant}] = f.Value
+		if rows[f.Row] == nil {
+			rows[f.Row] = map[string]float64{}
+		}
+		rows[f.Row][f.Variant] = f.Value
 	}
 	for i, f := range r.Figures {
-		if b := base[[2]string{f.Row, stockVariant(f.Variant)}]; b > 0 {
+		if b := rows[f.Row][base(rows[f.Row], f.Variant)]; b > 0 {
 			r.Figures[i].Ratio = f.Value / b
 		}
 	}

@@ -35,7 +35,7 @@ func (l *lab) measureStdout(ctx context.Context) ([]figure, error) {
 	variants = append(variants, variant{"plain pipe", func(ctx context.Context, _ int) (time.Duration, error) {
 		return l.command(ctx, write[0], write[1:]...).drain()
 	}})
-	figures, err := l.interleave(ctx, fmt.Sprintf("stdout, %d MiB", stdoutMiB), variants)
+	figures, err := l.interleave(ctx, fmt.Sprintf("stdout, %d MiB", stdoutMiB), l.opts.rounds, variants)
 	for i, f := range figures {
 		rate := func(ms float64) float64 { return stdoutMiB / ms * 1000 }
 		figures[i].Unit, figures[i].Value = "MiB/s", rate(f.Value)

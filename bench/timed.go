@@ -31,7 +31,7 @@ func (l *lab) measureRun(ctx context.Context) ([]figure, error) {
 	variants = append(variants, variant{"bare runc", func(ctx context.Context, n int) (time.Duration, error) {
 		return l.bare(ctx, "run", "--bundle", l.bundle, fmt.Sprintf("run%d", n)).time()
 	}})
-	return l.interleave(ctx, "run --rm true", variants)
+	return l.interleave(ctx, "run --rm true", l.opts.rounds, variants)
 }
 
 // measureExec times `exec CONTAINER true` in a container that idles.
@@ -60,16 +60,16 @@ func (l *lab) measureExec(ctx context.Context) (_ []figure, err error) {
 	variants = append(variants, variant{"bare runc", func(ctx context.Context, _ int) (time.Duration, error) {
 		return l.bare(ctx, "exec", id, "true").time()
 	}})
-	return l.interleave(ctx, "exec true", variants)
+	return l.interleave(ctx, "exec true", l.opts.rounds, variants)
 }
 
 // interleave lets the variants take turns, each round in another order, after
 // two rounds that do not count.
-func (l *lab) interleave(ctx context.Context, row string, variants []variant) ([]figure, error) {
+func (l *lab) interleave(ctx context.Context, row string, rounds int, variants []variant) ([]figure, error) {
 	const warmUp = 2
 	took := make([][]float64, len(variants))
 	n := 0
-	for round := range warmUp + l.opts.rounds {
+	for round := range warmUp + rounds {
 		for i := range variants {
 			v := (i + round) % len(variants)
 			n++

@@ -1,29 +1,61 @@
 // Demoimage writes a small OCI image made from Debian's static busybox, for
 // the demo and the benches.
 //
-// usage: demoimage REFERENCE FILE
+// usage: demoimage REFERENCE FILE [LAYERS MIB]
+//
+// With LAYERS the image has so many layers more, each with a MIB MiB of files that
+// compress by half.
 package main
 
 import (
+	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
+	"strconv"
 
 	"github.com/berthd/berth/internal/testimage"
 )
 
 func main() {
-	if len(os.Args) != 3 {
-		fmt.Fprintln(os.Stderr, "usage: demoimage REFERENCE FILE")
+	var layers, mib uint64
+	var err error
+	if len(os.Args) == 5 {
+		layers, err = strconv.ParseUint(os.Args[3], 10, 7)
+		if err == nil {
+			mib, err = strconv.ParseUint(os.Args[4], 10, 10)
+		}
+	} else if len(os.Args) != 3 {
+		err = errors.New("want two or four arguments")
+	}
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "demoimage: %v\nusage: demoimage REFERENCE FILE [LAYERS MIB]\n", err)
 		os.Exit(2)
 	}
-	if err := write(os.Args[1], os.Args[2]); err != nil {
+	var cfg testimage.Config
+	for n := range int(layers) {
+		cfg.Layers = append(cfg.Layers, files(n, int(mib)))
+	}
+	if err := write(os.Args[1], os.Args[2], cfg); err != nil {
 		fmt.Fprintln(os.Stderr, "demoimage:", err)
 		os.Exit(1)
 	}
 }
 
-func write(ref, path string) (err error) {
-	img, err := testimage.New(testimage.Config{})
+// files are one of 1 MiB for each, half of it random.
+func files(layer, mib int) []testimage.File {
+	random := rand.NewChaCha8([32]byte{byte(layer)})
+	list := make([]testimage.File, mib)
+	for i := range list {
+		data := make([]byte, 1<<20)
+		_, _ = random.Read(data[:len(data)/2]) // it gives all that is asked for
+		list[i] = testimage.File{Name: fmt.Sprintf("srv/%d/%d", layer, i), Data: data, Mode: 0o644}
+	}
+	return list
+}
+
+func write(ref, path string, cfg testimage.Config) (err error) {
+	img, err := testimage.New(cfg)
 	if err != nil {
 		return err
 	}
