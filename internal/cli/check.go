@@ -216,9 +216,9 @@ func (a *App) printCheck(r speccheck.Report, asJSON bool) error {
 	for i, f := range r.Findings {
 		rows[i] = []string{f.Action.String(), f.Path, f.Value, string(f.Class), f.Lacks}
 	}
-	table(a.Stdout, []string{"ACTION", "PATH", "VALUE", "CLASS", "WHY"}, rows)
+	err := table(a.Stdout, []string{"ACTION", "PATH", "VALUE", "CLASS", "WHY"}, rows)
 	if r.More > 0 {
 		fmt.Fprintf(a.Stdout, "and %d more\n", r.More)
 	}
-	return nil
+	return err
 }

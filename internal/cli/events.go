@@ -6,10 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"reflect"
+	"slices"
+	"strings"
+	"text/template"
 	"time"
 
 	_ "github.com/containerd/containerd/api/events" // the types of what is printed
-	"github.com/containerd/containerd/v2/core/events"
 	"github.com/containerd/typeurl/v2"
 	"github.com/urfave/cli/v3"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -23,21 +26,33 @@ func (a *App) eventsCommand() *cli.Command {
 		Category: "Daemon",
 		Description: `Without --all-namespaces, the events of the namespace. Examples:
   berth events
-  berth events --json --filter 'topic==/tasks/exit'
+  berth events --json --filter event=exit --filter container=web
+  berth events --format '{{.topic}} {{.event.containerId}}' --filter type=task
   berth events --filter 'topic~=^/tasks/' --filter 'topic~=^/containers/'`,
 		Flags: []cli.Flag{
-			list("filter", "a containerd `FILTER`, e.g. topic==/tasks/oom; several mean any of them", "f"),
+			list("filter", "a `FILTER`: "+eventFilters.help()+"; or containerd's, e.g. topic==/tasks/oom", "f"),
 			yes("json", "print a JSON object a line"),
+			formatFlag(),
 			yes("all-namespaces", "the events of every namespace", "n"),
 		},
 		UseShortOptionHandling: true,
 		Action: func(ctx context.Context, cmd *cli.Command) error {
+			filter, err := eventFilters.parse(cmd.StringSlice("filter"))
+			if err != nil {
+				return err
+			}
+			out, err := newFormat(cmd, reflect.TypeFor[eventRow]())
+			if err != nil {
+				return err
+			}
+			if cmd.Bool("json") {
+				out = &format{}
+			}
 			return a.with(ctx, cmd, func(ctx context.Context, s *session) error {
-				filters := cmd.StringSlice("filter")
 				if !cmd.Bool("all-namespaces") {
-					filters = inNamespace(s.namespace, filters)
+					filter.native = inNamespace(s.namespace, filter.native)
 				}
-				return s.printEvents(ctx, filters, cmd.Bool("json"))
+				return s.printEvents(ctx, filter, out)
 			})
 		},
 	}
@@ -66,17 +81,31 @@ type eventRow struct {
 	Event     json.RawMessage `json:"event"`
 }
 
-func (s *session) printEvents(ctx context.Context, filters []string, asJSON bool) error {
+func (s *session) printEvents(ctx context.Context, f filter, out *format) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stream, failed := s.client.EventService().Subscribe(ctx, filters...)
+	stream, failed := s.client.EventService().Subscribe(ctx, f.native...)
 	for {
 		select {
 		case e := <-stream:
 			if e == nil {
 				continue
 			}
-			if err := s.printEvent(e, asJSON); err != nil {
+			row := eventRow{Timestamp: e.Timestamp, Namespace: e.Namespace, Topic: e.Topic, Event: eventBody(e.Event)}
+			if !row.matches(f) {
+				continue
+			}
+			var err error
+			if out != nil {
+				err = out.print(s.App, row)
+			} else {
+				_, err = fmt.Fprintf(s.Stdout, "%s %s %s %s\n", row.Timestamp.Format(time.RFC3339Nano), row.Namespace, row.Topic, printable(string(row.Event)))
+			}
+			var wrong template.ExecError
+			if errors.As(err, &wrong) {
+				return err
+			}
+			if err != nil {
 				return nil // nobody reads any more
 			}
 		case err := <-failed:
@@ -88,18 +117,21 @@ func (s *session) printEvents(ctx context.Context, filters []string, asJSON bool
 	}
 }
 
-func (s *session) printEvent(e *events.Envelope, asJSON bool) error {
-	row := eventRow{Timestamp: e.Timestamp, Namespace: e.Namespace, Topic: e.Topic, Event: eventBody(e.Event)}
-	line := fmt.Sprintf("%s %s %s %s", row.Timestamp.Format(time.RFC3339Nano), row.Namespace, row.Topic, row.Event)
-	if asJSON {
-		data, err := json.Marshal(row)
-		if err != nil {
-			return err
-		}
-		line = string(data)
+// matches says whether docker's filters hold for an event.
+func (r *eventRow) matches(f filter) bool {
+	parts := strings.Split(r.Topic, "/") // "", "tasks", "exit"
+	kind, what := strings.TrimSuffix(parts[min(1, len(parts)-1)], "s"), parts[len(parts)-1]
+	var body struct{ ID, ContainerID, Name string }
+	if f.has("container") || f.has("image") {
+		_ = json.Unmarshal(r.Event, &body)
 	}
-	_, err := fmt.Fprintln(s.Stdout, printable(line))
-	return err
+	return f.any("type", func(v string) bool { return v == kind || v == "container" && kind == "task" }) &&
+		f.any("event", func(v string) bool { return v == what }) &&
+		f.any("container", func(v string) bool { return v == body.ContainerID || kind == "container" && v == body.ID }) &&
+		f.any("image", func(v string) bool {
+			full, _ := fullName(v)
+			return kind == "image" && slices.Contains([]string{v, full}, body.Name)
+		})
 }
 
 // eventBody is an event as JSON; of a type that is not known here, its name.

@@ -24,8 +24,9 @@ func (a *App) imagesCommand() *cli.Command {
 		Description: `Examples:
   berth images
   berth images --json
+  berth images --format 'table {{.name}}\t{{.size}}'
   berth images -q --filter 'name~=alpine'`,
-		Flags:                  listImagesFlags(),
+		Flags:                  listFlags(list("filter", "a containerd `FILTER`, e.g. name~=alpine; several mean any of them", "f")),
 		UseShortOptionHandling: true,
 		Action:                 a.listImages,
 	}
@@ -47,15 +48,6 @@ func (a *App) imageCommand() *cli.Command {
 	}
 }
 
-func listImagesFlags() []cli.Flag {
-	return []cli.Flag{
-		yes("quiet", "print the names alone", "q"),
-		yes("json", "print one JSON array"),
-		yes("no-trunc", "cut nothing short"),
-		list("filter", "a containerd `FILTER`, e.g. name~=alpine; several mean any of them", "f"),
-	}
-}
-
 // imageRow is one image of `berth images --json`. The names of the fields stay
 // as they are.
 type imageRow struct {
@@ -72,45 +64,41 @@ func (a *App) listImages(ctx context.Context, cmd *cli.Command) error {
 	if cmd.Args().Present() {
 		return usageError("images takes no arguments (see --filter, and berth inspect)")
 	}
+	out, err := newListing(cmd, imageColumns(time.Now()))
+	if err != nil {
+		return err
+	}
 	return a.with(ctx, cmd, func(ctx context.Context, s *session) error {
 		list, err := s.client.ImageService().List(ctx, cmd.StringSlice("filter")...)
 		if err != nil {
 			return fmt.Errorf("list images: %w", err)
 		}
 		slices.SortFunc(list, func(a, b images.Image) int { return strings.Compare(a.Name, b.Name) })
-		if cmd.Bool("quiet") {
-			for _, img := range list {
-				s.printf("%s\n", img.Name)
-			}
-			return nil
-		}
-		rows := []imageRow{}
+		var rows []imageRow
 		for _, img := range list {
-			row, err := s.summarize(ctx, img)
-			if err != nil {
-				return err
+			row := imageRow{Name: img.Name}
+			if !out.quiet {
+				if row, err = s.summarize(ctx, img); err != nil {
+					return err
+				}
 			}
 			rows = append(rows, row)
 		}
-		if cmd.Bool("json") {
-			return s.printJSON(rows)
-		}
-		s.printImages(rows, cmd.Bool("no-trunc"))
-		return nil
+		return out.print(a, rows)
 	})
 }
 
-func (s *session) printImages(rows []imageRow, full bool) {
-	now := time.Now()
-	var lines [][]string
-	for _, r := range rows {
-		hash := r.Digest.Encoded()
-		if !full {
-			hash = hash[:min(12, len(hash))]
-		}
-		lines = append(lines, []string{r.Name, hash, strings.Join(r.Platforms, ","), size(r.Size), ago(r.Created, now)})
+func imageColumns(now time.Time) columns[imageRow] {
+	return columns[imageRow]{
+		head: []string{"IMAGE", "DIGEST", "PLATFORMS", "SIZE", "CREATED"},
+		cells: func(r *imageRow, full bool) []string {
+			hash := r.Digest.String()
+			if !full {
+				hash = cut12(r.Digest)
+			}
+			return []string{r.Name, hash, strings.Join(r.Platforms, ","), size(r.Size), ago(r.Created, now)}
+		},
 	}
-	table(s.Stdout, []string{"IMAGE", "DIGEST", "PLATFORMS", "SIZE", "CREATED"}, lines)
 }
 
 // summarize finds the platforms of an image whose content is here, and its size.

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -19,18 +20,15 @@ func (a *App) versionCommand() *cli.Command {
 		Usage:       "print the versions of berth and of the daemon",
 		Category:    "Daemon",
 		Description: "Example:\n  berth version --json",
-		Flags:       []cli.Flag{yes("json", "print one JSON object")},
+		Flags:       []cli.Flag{yes("json", "print one JSON object"), formatFlag()},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			v := versionDetail{Client: clientVersion()}
 			err := a.with(ctx, cmd, func(ctx context.Context, s *session) (err error) {
 				v.Server, err = s.serverVersion(ctx)
 				return err
 			})
-			if cmd.Bool("json") {
-				if e := a.printJSON(v); e != nil {
-					return e
-				}
-				return err
+			if printed, e := printOne(a, cmd, &v); printed || e != nil {
+				return errors.Join(err, e)
 			}
 			a.printf("Client:\n  Version:  %s\n  Revision: %s\n  Go:       %s\n", v.Client.Version, v.Client.Revision, v.Client.Go)
 			if v.Server != nil {
@@ -86,15 +84,15 @@ func (a *App) infoCommand() *cli.Command {
 		Usage:       "describe the daemon",
 		Category:    "Daemon",
 		Description: "Example:\n  berth info --json",
-		Flags:       []cli.Flag{yes("json", "print one JSON object")},
+		Flags:       []cli.Flag{yes("json", "print one JSON object"), formatFlag()},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			return a.with(ctx, cmd, func(ctx context.Context, s *session) error {
 				d, err := s.info(ctx)
 				if err != nil {
 					return err
 				}
-				if cmd.Bool("json") {
-					return s.printJSON(d)
+				if printed, err := printOne(a, cmd, d); printed || err != nil {
+					return err
 				}
 				s.printInfo(d)
 				return nil
@@ -137,10 +135,10 @@ func (s *session) info(ctx context.Context) (*infoDetail, error) {
 	})
 	g.Go(func() error { return s.infoPlugins(ctx, d) })
 	g.Go(func() error {
-		rows, err := s.listContainers(ctx, true, nil)
+		rows, err := s.listContainers(ctx)
 		d.Containers = len(rows)
 		for _, r := range rows {
-			if r.Status == "running" || r.Status == "paused" || r.Status == "pausing" {
+			if r.alive() {
 				d.Running++
 			}
 		}

@@ -3,6 +3,8 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"reflect"
 	"time"
 
 	"github.com/containerd/containerd/api/services/tasks/v1"
@@ -16,13 +18,14 @@ import (
 func (a *App) inspectCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "inspect",
-		Usage:     "print everything about containers or images, as JSON",
+		Usage:     "print everything about containers or images, as one JSON array",
 		ArgsUsage: "NAME…",
 		Category:  "Containers",
 		Description: `A name of both is the container. Examples:
   berth inspect web
-  berth inspect --type image alpine`,
-		Flags: []cli.Flag{&cli.StringFlag{Name: "type", Usage: "`container` or image"}},
+  berth inspect --type image alpine
+  berth inspect --format '{{.pid}} {{.spec.process.cwd}}' web`,
+		Flags: []cli.Flag{str("type", "`KIND` of what is meant: container or image (default: either)"), formatFlag()},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			kind := cmd.String("type")
 			if kind != "" && kind != "container" && kind != "image" {
@@ -37,13 +40,28 @@ func (a *App) inspectCommand() *cli.Command {
 				return err
 			})
 			if len(found) > 0 || err == nil {
-				if e := a.printJSON(found); e != nil {
-					return e
-				}
+				err = errors.Join(err, a.printFound(cmd, found))
 			}
 			return err
 		},
 	}
+}
+
+// printFound prints what inspect found, also where it did not find all.
+func (a *App) printFound(cmd *cli.Command, found []any) error {
+	if cmd.String("format") == "" {
+		return a.printJSON(found)
+	}
+	for _, doc := range found {
+		f, err := newFormat(cmd, reflect.TypeOf(doc))
+		if err != nil {
+			return err
+		}
+		if err := f.print(a, doc); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (s *session) inspect(ctx context.Context, name, kind string) (any, error) {

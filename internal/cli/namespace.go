@@ -23,11 +23,19 @@ func (a *App) namespaceCommand() *cli.Command {
 		Commands: []*cli.Command{
 			{
 				Name: "ls", Aliases: []string{"list"}, Usage: "list namespaces", Description: "Example:\n  berth namespace ls --json",
-				Flags:                  []cli.Flag{yes("quiet", "print the names alone", "q"), yes("json", "print one JSON array")},
+				Flags:                  listFlags(),
 				UseShortOptionHandling: true,
 				Action: func(ctx context.Context, cmd *cli.Command) error {
+					out, err := newListing(cmd, namespaceColumns)
+					if err != nil {
+						return err
+					}
 					return a.with(ctx, cmd, func(ctx context.Context, s *session) error {
-						return s.listNamespaces(ctx, cmd.Bool("quiet"), cmd.Bool("json"))
+						rows, err := s.listNamespaces(ctx)
+						if err != nil {
+							return err
+						}
+						return out.print(a, rows)
 					})
 				},
 			},
@@ -78,41 +86,39 @@ type namespaceRow struct {
 	Labels map[string]string `json:"labels"`
 }
 
-func (s *session) listNamespaces(ctx context.Context, quiet, asJSON bool) error {
+var namespaceColumns = columns[namespaceRow]{
+	head: []string{"NAMESPACE", "LABELS"},
+	cells: func(r *namespaceRow, _ bool) []string {
+		var text []string
+		for k, v := range r.Labels {
+			text = append(text, k+"="+v)
+		}
+		slices.Sort(text)
+		return []string{r.Name, strings.Join(text, ",")}
+	},
+}
+
+func (s *session) listNamespaces(ctx context.Context) ([]namespaceRow, error) {
 	names, err := s.client.NamespaceService().List(ctx)
 	if err != nil {
-		return fmt.Errorf("list namespaces: %w", err)
+		return nil, fmt.Errorf("list namespaces: %w", err)
 	}
 	slices.Sort(names)
-	rows, lines := []namespaceRow{}, [][]string{}
+	var rows []namespaceRow
 	for _, name := range names {
-		if quiet {
-			s.printf("%s\n", name)
-			continue
-		}
-		set, err := s.client.NamespaceService().Labels(ctx, name)
+		labels, err := s.client.NamespaceService().Labels(ctx, name)
 		if errdefs.IsNotFound(err) {
 			continue // removed meanwhile
 		}
 		if err != nil {
-			return namespaceError(name, err)
+			return nil, namespaceError(name, err)
 		}
-		row := namespaceRow{Name: name, Labels: map[string]string{}}
-		var text []string
-		for k, v := range set {
-			row.Labels[k] = v
-			text = append(text, k+"="+v)
+		if labels == nil {
+			labels = map[string]string{}
 		}
-		slices.Sort(text)
-		rows, lines = append(rows, row), append(lines, []string{name, strings.Join(text, ",")})
+		rows = append(rows, namespaceRow{Name: name, Labels: labels})
 	}
-	switch {
-	case asJSON:
-		return s.printJSON(rows)
-	case !quiet:
-		table(s.Stdout, []string{"NAMESPACE", "LABELS"}, lines)
-	}
-	return nil
+	return rows, nil
 }
 
 func namespaceError(name string, err error) error {

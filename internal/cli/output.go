@@ -8,6 +8,8 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"github.com/opencontainers/go-digest"
 )
 
 // printJSON prints a value for programs; a list is one array, never null.
@@ -19,7 +21,7 @@ func (a *App) printJSON(v any) error {
 }
 
 // table prints rows under a head of column names.
-func table(w io.Writer, head []string, rows [][]string) {
+func table(w io.Writer, head []string, rows [][]string) error {
 	tw := tabwriter.NewWriter(w, 0, 8, 3, ' ', 0)
 	fmt.Fprintln(tw, strings.Join(head, "\t"))
 	for _, row := range rows {
@@ -28,7 +30,7 @@ func table(w io.Writer, head []string, rows [][]string) {
 		}
 		fmt.Fprintln(tw, strings.Join(row, "\t"))
 	}
-	_ = tw.Flush()
+	return tw.Flush()
 }
 
 // printable keeps what images and containers say from steering the user's
@@ -84,6 +86,12 @@ func size(n int64) string {
 		f, i = f/1024, i+1
 	}
 	return fmt.Sprintf("%.1f %ciB", f, units[i])
+}
+
+// cut12 is the beginning of a digest that tells it from others.
+func cut12(d digest.Digest) string {
+	hash := d.Encoded()
+	return hash[:min(12, len(hash))]
 }
 
 // cut shortens a text for a column.

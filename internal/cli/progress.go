@@ -25,7 +25,7 @@ func (a *App) progress(quiet bool) (transfer.ProgressFunc, func()) {
 	}
 	v := &progressView{out: a.Stderr, at: make(map[string]int)}
 	if attach.IsTerminal(a.Stderr) {
-		v.bars, v.width = true, columns(a.Stderr)
+		v.bars, v.width = true, widthOf(a.Stderr)
 	}
 	return v.update, v.end
 }
@@ -107,7 +107,7 @@ func barLine(p transfer.Progress) string {
 	return fmt.Sprintf("%s [%s%s] %9s / %s", line, strings.Repeat("=", full), strings.Repeat(" ", width-full), size(p.Progress), size(p.Total))
 }
 
-func columns(f *os.File) int {
+func widthOf(f *os.File) int {
 	ws, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
 	if err != nil || ws.Col < 20 {
 		return 80

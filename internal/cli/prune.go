@@ -86,7 +86,7 @@ func (a *App) confirm(cmd *cli.Command, what string) error {
 
 // pruneContainers prints the names of what it removes.
 func (s *session) pruneContainers(ctx context.Context) error {
-	rows, err := s.listContainers(ctx, true, nil)
+	rows, err := s.listContainers(ctx)
 	if err != nil {
 		return err
 	}

@@ -28,25 +28,34 @@ func (a *App) psCommand() *cli.Command {
 		Description: `Examples:
   berth ps                 # what runs
   berth ps -a --json       # everything, for a program
-  berth ps -aq --filter 'labels."app"==web'`,
-		Flags: []cli.Flag{
+  berth ps -aq --filter status=exited --filter label=app=web
+  berth ps --format '{{.id}} {{.labels.app}}'`,
+		Flags: listFlags(
 			yes("all", "also those that do not run", "a"),
-			yes("quiet", "print the names alone", "q"),
-			yes("json", "print one JSON array"),
-			yes("no-trunc", "cut nothing short"),
-			list("filter", "a containerd `FILTER`, e.g. image==NAME; several mean any of them", "f"),
-		},
+			list("filter", "a `FILTER`: "+containerFilters.help()+"; or containerd's, e.g. image==NAME", "f"),
+		),
 		UseShortOptionHandling: true,
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			if cmd.Args().Present() {
 				return usageError("ps takes no arguments (see berth inspect)")
 			}
+			out, err := newListing(cmd, containerColumns(time.Now()))
+			if err != nil {
+				return err
+			}
+			filter, err := containerFilters.parse(cmd.StringSlice("filter"))
+			if err != nil {
+				return err
+			}
 			return a.with(ctx, cmd, func(ctx context.Context, s *session) error {
-				rows, err := s.listContainers(ctx, cmd.Bool("all"), cmd.StringSlice("filter"))
+				rows, err := s.listContainers(ctx, filter.native...)
 				if err != nil {
 					return err
 				}
-				return s.printContainers(rows, cmd)
+				if rows, err = keepContainers(rows, filter, cmd.Bool("all")); err != nil {
+					return err
+				}
+				return out.print(a, rows)
 			})
 		},
 	}
@@ -69,7 +78,9 @@ type containerRow struct {
 	LogFile string `json:"logFile,omitempty"`
 }
 
-func (s *session) listContainers(ctx context.Context, all bool, filters []string) ([]containerRow, error) {
+// listContainers returns the containers that one of containerd's filters holds
+// for, the newest first.
+func (s *session) listContainers(ctx context.Context, filters ...string) ([]containerRow, error) {
 	var (
 		list  []containers.Container
 		procs = make(map[string]*tasktypes.Process)
@@ -95,15 +106,17 @@ func (s *session) listContainers(ctx context.Context, all bool, filters []string
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	rows := []containerRow{}
+	rows := make([]containerRow, len(list))
 	for i := range list {
-		row := describeContainer(&list[i], procs[list[i].ID])
-		if all || row.Status == "running" || row.Status == "paused" || row.Status == "pausing" {
-			rows = append(rows, row)
-		}
+		rows[i] = describeContainer(&list[i], procs[list[i].ID])
 	}
 	slices.SortStableFunc(rows, func(a, b containerRow) int { return b.Created.Compare(a.Created) })
 	return rows, nil
+}
+
+// alive says that the container has processes.
+func (r *containerRow) alive() bool {
+	return r.Status == "running" || r.Status == "paused" || r.Status == "pausing"
 }
 
 // describeContainer joins a container's record and its task, nil for none.
@@ -137,27 +150,18 @@ func describeContainer(c *containers.Container, p *tasktypes.Process) containerR
 	return row
 }
 
-func (s *session) printContainers(rows []containerRow, cmd *cli.Command) error {
-	switch {
-	case cmd.Bool("json"):
-		return s.printJSON(rows)
-	case cmd.Bool("quiet"):
-		for _, r := range rows {
-			s.printf("%s\n", r.ID)
-		}
-		return nil
+// containerColumns are the table of ps, in docker's words.
+func containerColumns(now time.Time) columns[containerRow] {
+	return columns[containerRow]{
+		head: []string{"CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS"},
+		cells: func(r *containerRow, full bool) []string {
+			image, command := r.Image, strings.Join(r.Command, " ")
+			if !full {
+				image, command = cut(image, 40), cut(command, 30)
+			}
+			return []string{r.ID, image, strconv.Quote(command), ago(r.Created, now), statusText(r, now)}
+		},
 	}
-	now := time.Now()
-	var lines [][]string
-	for _, r := range rows {
-		image, command := r.Image, strings.Join(r.Command, " ")
-		if !cmd.Bool("no-trunc") {
-			image, command = cut(image, 40), cut(command, 30)
-		}
-		lines = append(lines, []string{r.ID, image, strconv.Quote(command), ago(r.Created, now), statusText(&r, now)})
-	}
-	table(s.Stdout, []string{"CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS"}, lines)
-	return nil
 }
 
 // statusText is the status in docker's words.

@@ -3,8 +3,8 @@ package cli
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	v1 "github.com/containerd/cgroups/v3/cgroup1/stats"
@@ -25,22 +25,26 @@ func (a *App) statsCommand() *cli.Command {
 		ArgsUsage: "[CONTAINER…]",
 		Category:  "Containers",
 		Description: `Without a name, every container that runs. Goes on until interrupted, unless
---no-stream is given or the output is no terminal. Examples:
+--no-stream, --json or --quiet is given or the output is no terminal. Examples:
   berth stats
   berth stats --no-stream --json web`,
-		Flags: []cli.Flag{
+		Flags: listFlags(
 			yes("no-stream", "print once"),
-			yes("json", "print one JSON array, once"),
 			&cli.DurationFlag{Name: "interval", Value: 2 * time.Second, Usage: "`TIME` between two looks"},
-		},
+		),
+		UseShortOptionHandling: true,
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			every := cmd.Duration("interval")
 			if every < 100*time.Millisecond || every > time.Hour {
 				return usageError("--interval %s: use 100ms to 1h", every)
 			}
-			once := cmd.Bool("json") || cmd.Bool("no-stream") || !attach.IsTerminal(a.Stdout)
+			out, err := newListing(cmd, usageColumns)
+			if err != nil {
+				return err
+			}
+			once := out.asJSON || out.quiet || cmd.Bool("no-stream") || !attach.IsTerminal(a.Stdout)
 			return a.with(ctx, cmd, func(ctx context.Context, s *session) error {
-				return s.stats(ctx, cmd.Args().Slice(), every, once, cmd.Bool("json"))
+				return s.stats(ctx, cmd.Args().Slice(), every, once, out)
 			})
 		},
 	}
@@ -62,7 +66,7 @@ type usage struct {
 }
 
 // stats prints twice where it prints once: processor time is a difference.
-func (s *session) stats(ctx context.Context, ids []string, every time.Duration, once, asJSON bool) error {
+func (s *session) stats(ctx context.Context, ids []string, every time.Duration, once bool, out *listing[usage]) error {
 	before, err := s.usages(ctx, ids)
 	if err != nil {
 		return err
@@ -89,23 +93,19 @@ func (s *session) stats(ctx context.Context, ids []string, every time.Duration, 
 		if !once {
 			s.printf("\x1b[H\x1b[J")
 		}
-		if err := s.printUsages(now, asJSON); err != nil || once {
+		var rows []usage
+		for _, id := range slices.Sorted(maps.Keys(now)) {
+			rows = append(rows, *now[id])
+		}
+		if err := out.print(s.App, rows); err != nil || once {
 			return err
 		}
 	}
 }
 
-func (s *session) printUsages(all map[string]*usage, asJSON bool) error {
-	rows := []*usage{}
-	for _, u := range all {
-		rows = append(rows, u)
-	}
-	slices.SortFunc(rows, func(a, b *usage) int { return strings.Compare(a.ID, b.ID) })
-	if asJSON {
-		return s.printJSON(rows)
-	}
-	var lines [][]string
-	for _, u := range rows {
+var usageColumns = columns[usage]{
+	head: []string{"CONTAINER ID", "CPU", "MEMORY", "LIMIT", "PIDS", "LIMIT"},
+	cells: func(u *usage, _ bool) []string {
 		limit, most := "-", "-"
 		if u.Limit > 0 {
 			limit = size(int64(u.Limit))
@@ -113,10 +113,8 @@ func (s *session) printUsages(all map[string]*usage, asJSON bool) error {
 		if u.MaxPids > 0 {
 			most = fmt.Sprint(u.MaxPids)
 		}
-		lines = append(lines, []string{u.ID, fmt.Sprintf("%.2f%%", u.Percent), size(int64(u.Memory)), limit, fmt.Sprint(u.Pids), most})
-	}
-	table(s.Stdout, []string{"CONTAINER ID", "CPU", "MEMORY", "LIMIT", "PIDS", "LIMIT"}, lines)
-	return nil
+		return []string{u.ID, fmt.Sprintf("%.2f%%", u.Percent), size(int64(u.Memory)), limit, fmt.Sprint(u.Pids), most}
+	},
 }
 
 // usages reads the cgroups of containers; of those that run where none is

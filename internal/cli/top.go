@@ -24,13 +24,22 @@ func (a *App) topCommand() *cli.Command {
 		Description: `Examples:
   berth top web
   berth top --json web`,
-		Flags: []cli.Flag{yes("json", "print one JSON array")},
+		Flags:                  listFlags(),
+		UseShortOptionHandling: true,
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			if cmd.NArg() != 1 {
 				return usageError("name one container (berth top CONTAINER)")
 			}
+			out, err := newListing(cmd, processColumns)
+			if err != nil {
+				return err
+			}
 			return a.with(ctx, cmd, func(ctx context.Context, s *session) error {
-				return s.top(ctx, cmd.Args().First(), cmd.Bool("json"))
+				rows, err := s.top(ctx, cmd.Args().First())
+				if err != nil {
+					return err
+				}
+				return out.print(a, rows)
 			})
 		},
 	}
@@ -46,29 +55,28 @@ type processRow struct {
 	Command string        `json:"command"`
 }
 
-func (s *session) top(ctx context.Context, id string, asJSON bool) error {
+var processColumns = columns[processRow]{
+	head: []string{"PID", "PPID", "UID", "TIME", "COMMAND"},
+	cells: func(r *processRow, _ bool) []string {
+		return []string{
+			fmt.Sprint(r.Pid), fmt.Sprint(r.Parent), fmt.Sprint(r.UID), r.CPU.Round(10 * time.Millisecond).String(), r.Command,
+		}
+	},
+}
+
+func (s *session) top(ctx context.Context, id string) ([]processRow, error) {
 	r, err := s.client.TaskService().ListPids(ctx, &tasks.ListPidsRequest{ContainerID: id})
 	if err = native(err); err != nil {
-		return s.taskError(ctx, id, err)
+		return nil, s.taskError(ctx, id, err)
 	}
-	rows := []processRow{}
+	var rows []processRow
 	for _, p := range r.Processes {
 		if row, ok := readProcess(p.Pid); ok { // else it has ended meanwhile
 			rows = append(rows, row)
 		}
 	}
 	slices.SortFunc(rows, func(a, b processRow) int { return int(a.Pid) - int(b.Pid) })
-	if asJSON {
-		return s.printJSON(rows)
-	}
-	var lines [][]string
-	for _, r := range rows {
-		lines = append(lines, []string{
-			fmt.Sprint(r.Pid), fmt.Sprint(r.Parent), fmt.Sprint(r.UID), r.CPU.Round(10 * time.Millisecond).String(), r.Command,
-		})
-	}
-	table(s.Stdout, []string{"PID", "PPID", "UID", "TIME", "COMMAND"}, lines)
-	return nil
+	return rows, nil
 }
 
 // readProcess reads what /proc says of a process; false where it has ended.
