@@ -177,6 +177,7 @@ func TestUsageErrors(t *testing.T) {
 		"last gid":        {[]string{"run", "-u", "0:4294967295", "image"}, 125, "4294967294"},
 		"big memory":      {[]string{"run", "-m", "9999999999999999999", "image"}, 125, "9999999999999999999"},
 		"capability":      {[]string{"run", "--cap-add", "FLY", "image"}, 125, "capabilities(7)"},
+		"short name":      {[]string{"run", "--cap-drop", "CHOWN", "image"}, 125, "(CAP_CHOWN)"},
 		"bad gpu":         {[]string{"run", "--gpus", "-1", "image"}, 125, "its number"},
 		"bad restart":     {[]string{"run", "-d", "--restart", "on-failure:x", "image"}, 125, "on-failure[:COUNT]"},
 		"restart here":    {[]string{"run", "--restart", "always", "image"}, 125, "--detach"},

@@ -119,8 +119,8 @@ func securityFlags() []cli.Flag {
 	return []cli.Flag{
 		yes("privileged", "every capability and device, nothing masked"),
 		yes("privileged-without-host-devices", "with --privileged: not the host's devices"),
-		list("cap-add", "add a `CAPABILITY`, or ALL"),
-		list("cap-drop", "take a `CAPABILITY`, or ALL"),
+		list("cap-add", "add a `CAPABILITY` like CAP_NET_ADMIN, or ALL"),
+		list("cap-drop", "take a `CAPABILITY` like CAP_MKNOD, or ALL"),
 		list("security-opt", "`OPTION`: no-new-privileges[=false], seccomp=unconfined or FILE, apparmor=PROFILE, label=LABEL, systempaths=unconfined"),
 		yes("allow-new-privs", "let set-uid programs gain privileges"),
 		&cli.BoolFlag{Name: "seccomp", Value: true, Usage: "filter system calls; --seccomp=false lifts it"},

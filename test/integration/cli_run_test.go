@@ -57,7 +57,7 @@ func TestBerthRun(t *testing.T) {
 		"seccomp":         {command: sh("grep '^Seccomp:' /proc/self/status"), stdout: "Seccomp:\t2\n"},
 		"no seccomp":      {flags: []string{"--security-opt", "seccomp=unconfined"}, command: sh("grep '^Seccomp:' /proc/self/status"), stdout: "Seccomp:\t0\n"},
 		"no capabilities": {flags: []string{"--cap-drop", "ALL"}, command: sh("grep CapEff /proc/self/status"), stdout: "CapEff:\t0000000000000000\n"},
-		"one capability":  {flags: []string{"--cap-drop", "all", "--cap-add", "chown"}, command: sh("grep CapEff /proc/self/status"), stdout: "CapEff:\t0000000000000001\n"},
+		"one capability":  {flags: []string{"--cap-drop", "all", "--cap-add", "CAP_CHOWN"}, command: sh("grep CapEff /proc/self/status"), stdout: "CapEff:\t0000000000000001\n"},
 		"privileges":      {command: sh("grep NoNewPrivs /proc/self/status"), stdout: "NoNewPrivs:\t1\n"},
 		"more privileges": {flags: []string{"--security-opt", "no-new-privileges=false"}, command: sh("grep NoNewPrivs /proc/self/status"), stdout: "NoNewPrivs:\t0\n"},
 		"own network":     {command: []string{"ls", "/sys/class/net"}, stdout: "lo\n"},

@@ -94,7 +94,7 @@ type Security struct {
 	Privileged bool
 	// NoHostDevices keeps the host's devices from a privileged container.
 	NoHostDevices bool
-	// CapAdd and CapDrop are capability names with or without "CAP_", or "ALL".
+	// CapAdd and CapDrop are capability names with "CAP_", or "ALL".
 	CapAdd, CapDrop []string
 	// AllowNewPrivileges lets set-uid programs gain privileges.
 	AllowNewPrivileges bool

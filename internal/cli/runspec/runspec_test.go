@@ -218,11 +218,11 @@ func TestBuildCapabilities(t *testing.T) {
 		want      []string // nil: not compared
 		has, not  string
 	}{
-		"add":             {add: []string{"net_admin"}, has: "CAP_NET_ADMIN"},
+		"add":             {add: []string{"cap_net_admin"}, has: "CAP_NET_ADMIN"},
 		"drop":            {drop: []string{"CAP_CHOWN"}, not: "CAP_CHOWN", has: "CAP_KILL"},
 		"drop all":        {drop: []string{"all"}, want: []string{}},
-		"drop all, add":   {drop: []string{"ALL"}, add: []string{"CHOWN"}, want: []string{"CAP_CHOWN"}},
-		"add all but one": {add: []string{"ALL"}, drop: []string{"CHOWN"}, not: "CAP_CHOWN", has: "CAP_KILL"},
+		"drop all, add":   {drop: []string{"ALL"}, add: []string{"CAP_CHOWN"}, want: []string{"CAP_CHOWN"}},
+		"add all but one": {add: []string{"ALL"}, drop: []string{"CAP_CHOWN"}, not: "CAP_CHOWN", has: "CAP_KILL"},
 	} {
 		spec, err := build(t, Options{Process: Process{Args: []string{"x"}}, Security: Security{CapAdd: test.add, CapDrop: test.drop}}, nil)
 		if err != nil {
@@ -266,6 +266,7 @@ func TestBuildRefuses(t *testing.T) {
 	}{
 		"relative workdir":            {Options{Process: Process{Args: []string{"x"}, Cwd: "tmp"}}, "absolute"},
 		"capability":                  {Options{Process: p, Security: Security{CapAdd: []string{"FLY"}}}, "FLY"},
+		"without CAP_":                {Options{Process: p, Security: Security{CapDrop: []string{"net_raw"}}}, `"net_raw": write it with CAP_ (CAP_NET_RAW)`},
 		"docker's profile":            {Options{Process: p, Security: Security{Seccomp: profile}}, "archMap"},
 		"missing profile":             {Options{Process: p, Security: Security{Seccomp: "/no/such/file"}}, "/no/such/file"},
 		"cpus with quota":             {Options{Process: p, Resources: Resources{CPUs: 1, CPUQuota: 1}}, "--cpus"},

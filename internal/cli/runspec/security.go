@@ -64,13 +64,14 @@ func capNames(names []string) ([]string, error) {
 	known := cap.Known()
 	for _, n := range names {
 		name := strings.ToUpper(n)
-		if name != "ALL" {
-			name = "CAP_" + strings.TrimPrefix(name, "CAP_")
-			if !slices.Contains(known, name) {
-				return nil, fmt.Errorf("unknown capability %q (see capabilities(7))", n)
-			}
+		switch {
+		case name == "ALL" || slices.Contains(known, name):
+			out = append(out, name)
+		case slices.Contains(known, "CAP_"+name):
+			return nil, fmt.Errorf("capability %q: write it with CAP_ (CAP_%s)", n, name)
+		default:
+			return nil, fmt.Errorf("unknown capability %q (see capabilities(7))", n)
 		}
-		out = append(out, name)
 	}
 	return out, nil
 }
