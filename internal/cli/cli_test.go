@@ -17,6 +17,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"github.com/urfave/cli/v3"
+
+	"github.com/berthd/berth/internal/cli/runspec"
 )
 
 // run runs a command line that needs no daemon, and returns what it printed.
@@ -373,4 +375,25 @@ func TestPlanIsComplete(t *testing.T) {
 		p.runtimeOptions == nil || p.labels["k"] != "v" {
 		t.Errorf("%+v", p)
 	}
+}
+
+// FuzzArguments runs the readers of single arguments over hostile texts.
+func FuzzArguments(f *testing.F) {
+	for _, s := range []string{"no-new-privileges=false", "seccomp:x", "a:/b", "./a:b", "10m", "1e9", "2026-11-22", "-1"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		_ = setSecurityOpt(&runspec.Security{}, s)
+		if p := parsePlace(s); strings.Contains(p.id, "/") {
+			t.Errorf("%q: container %q", s, p.id)
+		}
+		_, _ = parseMoment("since", s, time.Now())
+		name := filepath.Join(t.TempDir(), "config.json")
+		if err := os.WriteFile(name, []byte(s), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if spec, err := readSpec(name); err == nil && (spec.Process == nil || !filepath.IsAbs(spec.Root.Path)) {
+			t.Errorf("%q: %+v", s, spec)
+		}
+	})
 }

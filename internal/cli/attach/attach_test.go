@@ -227,3 +227,14 @@ func TestTerminalHasOneOutput(t *testing.T) {
 		t.Errorf("stdout %q, stderr %q", out, e)
 	}
 }
+
+func FuzzParseKeys(f *testing.F) {
+	for _, s := range []string{"ctrl-p,ctrl-q", "a", "ctrl-", "ctrl-é", ",", "ctrl-@"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if keys, err := ParseKeys(s); err == nil && len(keys) != strings.Count(s, ",")+1 {
+			t.Errorf("%q: %d keys", s, len(keys))
+		}
+	})
+}

@@ -1,9 +1,11 @@
 package runspec
 
 import (
+	"bytes"
 	"math"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -58,6 +60,8 @@ func FuzzParseLabels(f *testing.F) {
 
 func FuzzParseUlimit(f *testing.F) {
 	fuzz(f, []string{"nofile=1:2", "nofile=-1", "core=unlimited:1", "x=1"}, func(t *testing.T, s string) {
+		_, _ = ParseRlimit("RLIMIT_NOFILE", s)
+		_, _ = parseLimit(s)
 		if r, err := ParseUlimit(s); err == nil && (r.Soft > r.Hard || !knownRlimit(r.Type)) {
 			t.Errorf("%q: %+v", s, r)
 		}
@@ -163,6 +167,57 @@ func FuzzCheckID(f *testing.F) {
 		}
 		_ = checkID(s)
 	})
+}
+
+func FuzzReadSeccomp(f *testing.F) {
+	fuzz(f, []string{`{"defaultAction":"SCMP_ACT_ALLOW"}`, `{"archMap":[]}`, `[]`, ``}, func(t *testing.T, s string) {
+		name := filepath.Join(t.TempDir(), "profile")
+		if err := os.WriteFile(name, []byte(s), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if p, err := readSeccomp(name); err == nil && p.DefaultAction == "" {
+			t.Errorf("%q: no default action", s)
+		}
+	})
+}
+
+func FuzzCapNames(f *testing.F) {
+	fuzz(f, []string{"CAP_CHOWN", "chown", "all", "CAP_CAP_CHOWN", "CAP_ALL"}, func(t *testing.T, s string) {
+		names, err := capNames([]string{s})
+		if err == nil && names[0] != "ALL" && !strings.HasPrefix(names[0], "CAP_") {
+			t.Errorf("%q: %q", s, names)
+		}
+	})
+}
+
+// TestEveryParserIsFuzzed finds each function of this package that reads a
+// user's text in the targets above.
+func TestEveryParserIsFuzzed(t *testing.T) {
+	targets, err := os.ReadFile("fuzz_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	parser := regexp.MustCompile(`(?m)^func ((?:[Pp]arse|[Rr]ead|Check|capN|IsCDI)\w*)\(`)
+	n := 0
+	for _, name := range files {
+		source, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range parser.FindAllSubmatch(source, -1) {
+			n++
+			if !bytes.Contains(targets, append(m[1], '(')) {
+				t.Errorf("%s: no fuzz target calls %s", name, m[1])
+			}
+		}
+	}
+	if n < 20 {
+		t.Errorf("%d parsers found", n)
+	}
 }
 
 // TestParseLists are the forms that people type.

@@ -304,25 +304,3 @@ func TestBuildMountReplacesDefault(t *testing.T) {
 		t.Errorf("%d mounts at /dev/shm", n)
 	}
 }
-
-func FuzzParse(f *testing.F) {
-	for _, s := range []string{"64m", "type=bind,src=/,dst=/x", "/a:/b:ro", "nofile=1:2", "RTMIN+1", "network:/x"} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		if n, err := ParseBytes(s); err == nil && n < 0 {
-			t.Errorf("%q: %d bytes", s, n)
-		}
-		if m, err := ParseMount(s); err == nil && !filepath.IsAbs(m.Destination) {
-			t.Errorf("%q: destination %q", s, m.Destination)
-		}
-		_, _ = ParseVolume(s)
-		_, _ = ParseTmpfs(s)
-		_, _ = ParseUlimit(s)
-		_, _ = ParseDevice(s)
-		_, _ = ParseNamespace(s)
-		if sig, err := ParseSignal(s); err == nil && (sig < 1 || sig > 64) {
-			t.Errorf("%q: signal %d", s, sig)
-		}
-	})
-}
