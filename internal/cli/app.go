@@ -172,7 +172,7 @@ address. "berth completion bash" prints a completion script (also zsh, fish).`,
 		Commands: []*cli.Command{
 			a.runCommand(), a.createCommand(), a.startCommand(), a.attachCommand(), a.execCommand(),
 			a.psCommand(), a.logsCommand(), a.waitCommand(), a.inspectCommand(),
-			a.killCommand(), a.stopCommand(), a.restartCommand(), a.updateCommand(), a.topCommand(), a.statsCommand(), a.cpCommand(), a.pauseCommand(), a.unpauseCommand(), a.rmCommand(),
+			a.killCommand(), a.stopCommand(), a.restartCommand(), a.updateCommand(), a.topCommand(), a.statsCommand(), a.cpCommand(), a.pauseCommand(), a.unpauseCommand(), a.checkpointCommand(), a.restoreCommand(), a.rmCommand(),
 			a.pullCommand(), a.pushCommand(), a.importCommand(), a.exportCommand(), a.imagesCommand(), a.imageCommand(),
 			a.tagCommand(), a.rmiCommand(),
 			a.namespaceCommand(), a.systemCommand(), a.eventsCommand(), a.infoCommand(), a.checkCommand(), a.versionCommand(), a.networkHookCommand(),

@@ -197,6 +197,14 @@ func TestUsageErrors(t *testing.T) {
 		"tail":            {[]string{"logs", "--tail", "few", "x"}, 1, "few"},
 		"since":           {[]string{"logs", "--since", "soon", "x"}, 1, "soon"},
 		"empty command":   {[]string{"exec", "x"}, 125, "a command is missing"},
+		"two ends":        {[]string{"checkpoint", "--exit", "--leave-running", "x"}, 1, "exclude each other"},
+		"dump and image":  {[]string{"checkpoint", "--image-path", "/d", "x", "y"}, 1, "--image-path"},
+		"nothing saved":   {[]string{"checkpoint", "--task=false", "--exit", "x"}, 1, "--task=false"},
+		"no checkpoint":   {[]string{"restore", "x"}, 1, "the checkpoint"},
+		"dump and files":  {[]string{"restore", "--image-path", "/d", "--rw", "x"}, 1, "--rw"},
+		"dump and name":   {[]string{"restore", "--live", "../x", "y"}, 1, "../x"},
+		"format":          {[]string{"ps", "--format", "{{.nosuch}}"}, 1, "there is no .nosuch"},
+		"filter":          {[]string{"events", "--filter", "color=red"}, 1, "color"},
 		"password":        {[]string{"pull", "--user", "me", "x"}, 1, "password"},
 	} {
 		code, out, stderr := run(t, test.args...)

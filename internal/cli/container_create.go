@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 
+	"github.com/containerd/containerd/api/types"
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/diff"
@@ -27,6 +28,9 @@ type made struct {
 	record record
 	// rootfs are the mounts of its snapshot.
 	rootfs []mount.Mount
+	// checkpoint and taskOptions are for a task that is restored: nil else.
+	checkpoint  *types.Descriptor
+	taskOptions *anypb.Any
 }
 
 // createContainer makes the container of a plan. When it fails, nothing of it

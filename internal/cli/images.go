@@ -140,6 +140,7 @@ func (w *walk) visit(ctx context.Context, desc ocispec.Descriptor, depth int) er
 	w.seen[desc.Digest] = true
 	index, manifest := images.IsIndexType(desc.MediaType), images.IsManifestType(desc.MediaType)
 	if !index && !manifest {
+		w.row.Size += desc.Size // a part of a checkpoint
 		return nil
 	}
 	raw, err := w.docs.read(ctx, desc)

@@ -146,13 +146,17 @@ func (s *session) inspectImage(ctx context.Context, name string) (*imageDetail, 
 	if err != nil {
 		return nil, imageError(name, err)
 	}
-	info, err := s.readImage(ctx, img, "")
-	if err != nil {
-		return nil, err
-	}
 	d := &imageDetail{
 		Name: img.Name, Target: img.Target, Created: img.CreatedAt, Updated: img.UpdatedAt,
-		Labels: img.Labels, ChainID: info.chainID, Config: info.config, Platforms: []string{},
+		Labels: img.Labels, Platforms: []string{},
+	}
+	// A checkpoint has no configuration, nor has an image of another platform here.
+	info, err := s.readImage(ctx, img, "")
+	switch {
+	case err == nil:
+		d.ChainID, d.Config = info.chainID, info.config
+	case !errdefs.IsNotFound(err):
+		return nil, err
 	}
 	if d.Labels == nil {
 		d.Labels = map[string]string{}

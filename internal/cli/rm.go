@@ -141,7 +141,8 @@ func (s *session) removeTask(ctx context.Context, id string, force bool) (failed
 	if status != tasktypes.Status_STOPPED && status != tasktypes.Status_CREATED && !force {
 		return say(errdefs.ErrFailedPrecondition, "container %q: it is %s (stop it first, or use berth rm -f)", id, statusWord(status))
 	}
-	if status != tasktypes.Status_STOPPED {
+	// One that was to be restored has no process before its start.
+	if status != tasktypes.Status_STOPPED && (err != nil || r.Process.Pid != 0) {
 		if err := s.killForRemoval(ctx, id, status); err != nil {
 			return err
 		}

@@ -88,34 +88,42 @@ func (a *App) start(ctx context.Context, cmd *cli.Command) error {
 		if err != nil {
 			return err
 		}
-		if m.record.Terminal && st.interactive {
-			if st.detachKeys, err = attach.ParseKeys(cmd.String("detach-keys")); err != nil {
-				return err
-			}
-		}
-		st.terminal = m.record.Terminal
-		term, err := st.openTerminal(a)
-		if err != nil {
-			return err
-		}
-		defer term.Restore()
-		t, err := s.startTask(ctx, m, st, cmd.String("pid-file"))
-		if err != nil {
-			if !errdefs.IsAlreadyExists(err) { // then it is another command's
-				s.discardTask(ctx, m.ID)
-			}
-			return err
-		}
-		if st.detach {
-			s.printf("%s\n", m.ID)
-			return nil
-		}
-		status, err := s.follow(ctx, t, term)
-		if err != nil {
-			return err
-		}
-		return s.ended(ctx, m, status)
+		return s.startMade(ctx, cmd, m, st, func() { s.discardTask(ctx, m.ID) })
 	})
+}
+
+// startMade starts a container and, unless that is in the background, stays
+// with it to its end. Where it cannot be started, undo is called.
+func (s *session) startMade(ctx context.Context, cmd *cli.Command, m *made, st *streams, undo func()) (err error) {
+	if m.record.Terminal && st.interactive {
+		if st.detachKeys, err = attach.ParseKeys(cmd.String("detach-keys")); err != nil {
+			undo()
+			return err
+		}
+	}
+	st.terminal = m.record.Terminal
+	term, err := st.openTerminal(s.App)
+	if err != nil {
+		undo()
+		return err
+	}
+	defer term.Restore()
+	t, err := s.startTask(ctx, m, st, cmd.String("pid-file"))
+	if err != nil {
+		if !errdefs.IsAlreadyExists(err) { // then it is another command's
+			undo()
+		}
+		return err
+	}
+	if st.detach {
+		s.printf("%s\n", m.ID)
+		return nil
+	}
+	status, err := s.follow(ctx, t, term)
+	if err != nil {
+		return err
+	}
+	return s.ended(ctx, m, status)
 }
 
 // startDetached starts a container in the background and prints its name.

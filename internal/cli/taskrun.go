@@ -53,6 +53,7 @@ func (s *session) startTask(ctx context.Context, m *made, st *streams, pidFile s
 	}()
 	req := &tasks.CreateTaskRequest{
 		ContainerID: m.ID, Terminal: st.terminal, Stdin: p.stdin, Stdout: p.stdout, Stderr: p.stderr,
+		Checkpoint: m.checkpoint, Options: m.taskOptions,
 	}
 	for _, mnt := range m.rootfs {
 		req.Rootfs = append(req.Rootfs, &types.Mount{Type: mnt.Type, Source: mnt.Source, Target: mnt.Target, Options: mnt.Options})
@@ -61,8 +62,10 @@ func (s *session) startTask(ctx context.Context, m *made, st *streams, pidFile s
 	if err != nil {
 		return nil, s.runtimeError(m, err)
 	}
-	if err := writePID(pidFile, created.Pid); err != nil {
-		return nil, fmt.Errorf("pid file: %w", err)
+	if created.Pid != 0 { // one that is restored gets its processes by its start
+		if err := writePID(pidFile, created.Pid); err != nil {
+			return nil, fmt.Errorf("pid file: %w", err)
+		}
 	}
 	t := &running{s: s, id: m.ID, io: io}
 	if !st.detach {
@@ -70,8 +73,14 @@ func (s *session) startTask(ctx context.Context, m *made, st *streams, pidFile s
 		// deadline of the command line, which is for the daemon's answers.
 		t.wait(context.WithoutCancel(ctx))
 	}
-	if _, err := s.client.TaskService().Start(ctx, &tasks.StartRequest{ContainerID: m.ID}); err != nil {
+	started, err := s.client.TaskService().Start(ctx, &tasks.StartRequest{ContainerID: m.ID})
+	if err != nil {
 		return nil, s.runtimeError(m, err)
+	}
+	if created.Pid == 0 {
+		if err := writePID(pidFile, started.Pid); err != nil {
+			return nil, fmt.Errorf("pid file: %w", err)
+		}
 	}
 	if io != nil && st.detach {
 		io.Keep()

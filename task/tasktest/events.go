@@ -105,6 +105,8 @@ func (l *life) add(e task.Event) string {
 	switch {
 	case l.deleted:
 		return "after its delete"
+	case l.exited && e.Kind == task.EventCheckpointed:
+		// The checkpoint itself ended the processes, and exits wait for nothing.
 	case l.exited && e.Kind != task.EventDelete:
 		return "after its exit"
 	case e.ExecID != "":
