@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/sandbox"
 	"github.com/containerd/ttrpc"
 
@@ -33,7 +34,7 @@ type runtime interface {
 }
 
 // openRuntime makes the runtime of an engine.
-type openRuntime func(ctx context.Context, cfg Config, exchange *events.Exchange) (runtime, error)
+type openRuntime func(ctx context.Context, cfg Config, mounts mount.Manager, exchange *events.Exchange) (runtime, error)
 
 // Engine is an open root. The caller ends it with Close.
 type Engine struct {
@@ -159,7 +160,7 @@ func (e *Engine) openParts(ctx context.Context, newRuntime openRuntime) error {
 		e.exchange.Close()
 		return nil
 	})
-	if e.runtime, err = newRuntime(ctx, e.cfg, e.exchange); err != nil {
+	if e.runtime, err = newRuntime(ctx, e.cfg, e.store.Mounts, e.exchange); err != nil {
 		return err
 	}
 	e.later(e.runtime.Close)

@@ -16,6 +16,7 @@ import (
 	eventsapi "github.com/containerd/containerd/api/events"
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/pkg/oci"
@@ -31,7 +32,7 @@ const patience = 20 * time.Second
 
 // fakeRuntime makes engines run their tasks in memory.
 func fakeRuntime(r *faketask.Runner) openRuntime {
-	return func(context.Context, Config, *events.Exchange) (runtime, error) { return r, nil }
+	return func(context.Context, Config, mount.Manager, *events.Exchange) (runtime, error) { return r, nil }
 }
 
 func testConfig(t *testing.T) Config {
@@ -357,7 +358,7 @@ func TestBadConfigs(t *testing.T) {
 		}
 	}
 	refused := errors.New("no shim today")
-	_, err := open(t.Context(), good, func(context.Context, Config, *events.Exchange) (runtime, error) { return nil, refused })
+	_, err := open(t.Context(), good, func(context.Context, Config, mount.Manager, *events.Exchange) (runtime, error) { return nil, refused })
 	if !errors.Is(err, refused) {
 		t.Errorf("a runtime that does not open gives %v", err)
 	}

@@ -3,13 +3,15 @@ package engine
 import (
 	"context"
 
+	"github.com/containerd/containerd/v2/core/mount"
+
 	"github.com/berthd/berth/internal/events"
 	"github.com/berthd/berth/internal/supervisor"
 	"github.com/berthd/berth/internal/version"
 )
 
 // openSupervisor makes the runtime that runs containers in shims.
-func openSupervisor(ctx context.Context, cfg Config, exchange *events.Exchange) (runtime, error) {
+func openSupervisor(ctx context.Context, cfg Config, mounts mount.Manager, exchange *events.Exchange) (runtime, error) {
 	s, err := supervisor.Open(ctx, supervisor.Config{
 		Root:         cfg.Root,
 		State:        cfg.State,
@@ -25,6 +27,7 @@ func openSupervisor(ctx context.Context, cfg Config, exchange *events.Exchange) 
 		Version:      version.Get().Version,
 		SpecCheck:    cfg.SpecCheck,
 		Publisher:    exchange,
+		Mounts:       mounts,
 		Log:          cfg.Log,
 	})
 	if err != nil {

@@ -18,7 +18,7 @@ func (s *Store) openMounts(cfg Config, db *metadata.DB) error {
 	if err != nil {
 		return err
 	}
-	// Transforms that make directories may do so below the root only.
+	// Transforms that make directories or file systems may do so below the root only.
 	mm, err := manager.NewManager(bdb, filepath.Join(dir, "t"), manager.WithAllowedRoot(cfg.Root))
 	if err != nil {
 		return fmt.Errorf("open mount manager in %s: %w", dir, errors.Join(err, bdb.Close()))

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/events"
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
 
 	"github.com/berthd/berth/speccheck"
@@ -70,6 +71,9 @@ type Config struct {
 	// Publisher takes the events of tasks whose shim died. It is called with
 	// the task's namespace in the context. nil drops them.
 	Publisher events.Publisher
+	// Mounts performs the mounts of a root file system that a shim does not do by
+	// itself. nil leaves all to the shims. It stays the caller's.
+	Mounts mount.Manager
 	// Log is where the shims' logs go too; default slog.Default.
 	Log *slog.Logger
 }

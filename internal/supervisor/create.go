@@ -171,7 +171,7 @@ func (t *Task) remember(c *creation) {
 func (t *Task) makeOwn(ctx context.Context, c *creation) (err error) {
 	key := t.s.groupKey(t.id.Container, c.spec.Annotations)
 	if t.group, err = t.s.acquire(ctx, newGroupID(t.id.Namespace, key), key); err != nil {
-		return alsoFailed(err, t.bundle.Delete())
+		return alsoFailed(err, t.deleteBundle())
 	}
 	t.keeper = t.group.keeper
 	if err := t.writeOwn(ctx, c); err != nil {
@@ -200,6 +200,9 @@ func (t *Task) writeOwn(ctx context.Context, c *creation) error {
 		return err
 	}
 	if err := t.bundle.WriteFile(bundle.GroupFile, []byte(t.group.id.name), 0o600); err != nil {
+		return err
+	}
+	if err := t.activateRootfs(ctx, c, nil); err != nil {
 		return err
 	}
 	return t.callCreate(ctx, c)
@@ -264,7 +267,7 @@ func (t *Task) undoOwn(ctx context.Context, cause error) error {
 			return fmt.Errorf("%w (%w)", cause, errKept)
 		}
 	}
-	err := t.bundle.Delete()
+	err := t.deleteBundle()
 	t.group.release()
 	return alsoFailed(cause, err)
 }
@@ -279,6 +282,12 @@ func alsoFailed(cause, cleanup error) error {
 
 func (t *Task) makeForeign(ctx context.Context, c *creation) error {
 	err := t.reachForeign(ctx, c)
+	if err == nil {
+		var shim *bootapi.BootstrapResult
+		if shim, err = readBootstrap(t.bundle); err == nil {
+			err = t.activateRootfs(ctx, c, shim)
+		}
+	}
 	if err == nil {
 		err = t.callCreate(ctx, c)
 	}
@@ -341,7 +350,7 @@ func (s *Supervisor) sandboxShim(namespace string, cfg task.CreateConfig) (*boot
 // undoForeign ends and removes what a failed create left.
 func (t *Task) undoForeign(ctx context.Context, cause error) error {
 	if t.foreign == nil {
-		return alsoFailed(cause, t.bundle.Delete())
+		return alsoFailed(cause, t.deleteBundle())
 	}
 	if t.keeper != nil {
 		c := call{method: "Delete", limit: t.s.cfg.Timeouts.Cleanup}
@@ -349,5 +358,5 @@ func (t *Task) undoForeign(ctx context.Context, cause error) error {
 		_ = t.keeper.call(ctx, c, &taskapi.DeleteRequest{ID: t.id.Container}, &taskapi.DeleteResponse{})
 	}
 	t.foreign.dismiss(ctx)
-	return alsoFailed(cause, t.bundle.Delete())
+	return alsoFailed(cause, t.deleteBundle())
 }

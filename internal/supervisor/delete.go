@@ -150,7 +150,7 @@ func (t *Task) deleteTask(ctx context.Context) (task.Exit, error) {
 	if t.foreign != nil {
 		t.foreign.dismiss(ctx)
 	}
-	if err := t.bundle.Delete(); err != nil {
+	if err := t.deleteBundle(); err != nil {
 		return task.Exit{}, err
 	}
 	t.finish()
@@ -163,7 +163,7 @@ func (t *Task) deleteBroken(ctx context.Context) (task.Exit, error) {
 	if t.foreign != nil {
 		t.foreign.dismiss(ctx)
 	}
-	if err := t.bundle.Delete(); err != nil {
+	if err := t.deleteBundle(); err != nil {
 		return task.Exit{}, err
 	}
 	exit := t.settle(task.Exit{Status: 255, At: time.Now(), Reason: "its shim was not found after the restart: " + t.broken.Error()})
@@ -199,7 +199,7 @@ func (t *Task) bury(ctx context.Context) (task.Exit, error) {
 	if err != nil {
 		return task.Exit{}, fmt.Errorf("clean up after the dead shim of %s: %w", t.id, err)
 	}
-	if err := errors.Join(t.foreign.removeSockets(), t.bundle.Delete()); err != nil {
+	if err := errors.Join(t.foreign.removeSockets(), t.deleteBundle()); err != nil {
 		return task.Exit{}, err
 	}
 	t.s.publish(t.id.Namespace, "/tasks/delete", &eventsapi.TaskDelete{

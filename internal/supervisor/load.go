@@ -93,7 +93,7 @@ func (t *Task) load(ctx context.Context) error {
 
 // discard removes the bundle of a task that does not exist.
 func (t *Task) discard() error {
-	if err := t.bundle.Delete(); err != nil {
+	if err := t.deleteBundle(); err != nil {
 		return err
 	}
 	t.finish()
