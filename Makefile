@@ -28,7 +28,7 @@ BENCHFLAGS ?=
 UNIT        = $(shell $(GO) list ./... | grep -v -e /test/integration -e /test/conformance -e /test/speccheck -e /test/soak -e /test/load -e /bench)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo clean-demo test test-unit test-integration test-conformance test-executor test-load load vm-test peers peers-buildkit peers-debian conformance-speccheck soak bench lint check tidy fmt install clean
+.PHONY: help build docs demo clean-demo test test-unit test-integration test-conformance test-executor test-load load vm-test peers peers-buildkit peers-debian conformance-speccheck soak bench lint check tidy fmt install clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,10 @@ demo: ## install what is missing, build, and run a container
 
 clean-demo: ## take away what the demo left: its image and the daemon
 	@scripts/demo clean
+
+docs: build ## write docs/cli.md, and the man pages into out/man
+	@$(BIN)/berth docs >docs/cli.md
+	@$(BIN)/berth docs --man $(OUT)/man
 
 test: ## install what is missing and run all tests
 	@scripts/deps test
@@ -126,9 +130,10 @@ tidy: ## go mod tidy in both modules; the executor's follows the product's
 fmt: ## format all Go files
 	@$(GOFUMPT) -w $$(git ls-files '*.go')
 
-install: build ## install the binaries under PREFIX and the systemd unit
+install: build ## install the binaries and man pages under PREFIX and the systemd unit
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/systemd/system
 	install -m 0755 $(BIN)/berth $(BIN)/berthd $(BIN)/$(SHIM) $(DESTDIR)$(PREFIX)/bin/
+	$(BIN)/berth docs --man $(DESTDIR)$(PREFIX)/share/man/man1
 	sed 's|^ExecStart=[^ ]*/berthd|ExecStart=$(PREFIX)/bin/berthd|' packaging/berthd.service \
 		>$(DESTDIR)$(PREFIX)/lib/systemd/system/berthd.service
 

@@ -175,7 +175,7 @@ address. "berth completion bash" prints a completion script (also zsh, fish).`,
 			a.killCommand(), a.stopCommand(), a.restartCommand(), a.updateCommand(), a.topCommand(), a.statsCommand(), a.cpCommand(), a.pauseCommand(), a.unpauseCommand(), a.checkpointCommand(), a.restoreCommand(), a.rmCommand(),
 			a.pullCommand(), a.pushCommand(), a.importCommand(), a.exportCommand(), a.imagesCommand(), a.imageCommand(),
 			a.tagCommand(), a.rmiCommand(),
-			a.namespaceCommand(), a.systemCommand(), a.eventsCommand(), a.infoCommand(), a.checkCommand(), a.versionCommand(), a.networkHookCommand(),
+			a.namespaceCommand(), a.systemCommand(), a.eventsCommand(), a.infoCommand(), a.checkCommand(), a.versionCommand(), a.networkHookCommand(), a.docsCommand(),
 		},
 		ExitErrHandler: func(context.Context, *cli.Command, error) {},
 		Action: func(_ context.Context, cmd *cli.Command) error {

@@ -137,21 +137,39 @@ type help struct {
 
 var optionName = regexp.MustCompile(`(--?[A-Za-z][a-z-]*)( [^,\[\]]+)?`)
 
-// helpOf asks berth itself. A verb that is not there has no flags.
-func helpOf(t *testing.T, args ...string) help {
+// output runs berth itself.
+func output(t *testing.T, args ...string) (text string, code int) {
 	t.Helper()
-	out, err := os.CreateTemp(t.TempDir(), "help")
+	out, err := os.CreateTemp(t.TempDir(), "out")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer out.Close()
 	app := &cli.App{Stdin: os.Stdin, Stdout: out, Stderr: out}
-	code := app.Run(context.Background(), slices.Concat([]string{"berth"}, args, []string{"--help"}))
+	code = app.Run(context.Background(), append([]string{"berth"}, args...))
 	data, err := os.ReadFile(out.Name())
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := help{text: string(data), flags: map[string]bool{}}
+	return string(data), code
+}
+
+// TestCLIPage wants docs/cli.md as the commands are.
+func TestCLIPage(t *testing.T) {
+	page, err := os.ReadFile(filepath.Join(root, "docs/cli.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want, code := output(t, "docs"); code != 0 || string(page) != want {
+		t.Errorf("docs/cli.md is not what the verbs and options of berth are (make docs writes it)")
+	}
+}
+
+// helpOf asks berth itself. A verb that is not there has no flags.
+func helpOf(t *testing.T, args ...string) help {
+	t.Helper()
+	text, code := output(t, slices.Concat(args, []string{"--help"})...)
+	h := help{text: text, flags: map[string]bool{}}
 	if code != 0 {
 		return h
 	}
