@@ -169,7 +169,12 @@ func (e *Engine) openParts(ctx context.Context, newRuntime openRuntime) error {
 
 // serveShims listens for the events of shims.
 func (e *Engine) serveShims() error {
-	srv, err := api.NewTTRPCServer(api.NewShimEvents(e.exchange), e.cfg.Log)
+	once, err := events.OpenOnce(filepath.Join(e.cfg.State, "forwarded"), e.exchange, e.cfg.Log)
+	if err != nil {
+		return err
+	}
+	e.later(func(context.Context) error { return once.Close() })
+	srv, err := api.NewTTRPCServer(api.NewShimEvents(once), e.cfg.Log)
 	if err != nil {
 		return err
 	}

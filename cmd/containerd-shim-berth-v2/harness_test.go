@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -22,6 +23,7 @@ import (
 	eventsAPI "github.com/containerd/containerd/api/services/ttrpc/events/v1"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/api/types/runc/options"
+	coreevents "github.com/containerd/containerd/v2/core/events"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
 	"github.com/containerd/typeurl/v2"
@@ -31,6 +33,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
 
+	"github.com/berthd/berth/internal/events"
 	"github.com/berthd/berth/task"
 	"github.com/berthd/berth/task/tasktest"
 	"github.com/berthd/berth/test/fakeoci/faketest"
@@ -76,6 +79,8 @@ type daemon struct {
 	dir    string
 	rootfs string
 	wrap   []string // comes before the shim's command line
+	// once is how berthd takes events.
+	once *events.Once
 	// stopEvents is the death of the daemon; serveEvents brings it back.
 	stopEvents func()
 
@@ -92,9 +97,15 @@ func newDaemon(t *testing.T) *daemon {
 		t.Fatal(err)
 	}
 	d := &daemon{t: t, dir: dir, rootfs: busyboxRootfs(t)}
+	if d.once, err = events.OpenOnce(filepath.Join(dir, "forwarded"), publisher{d}, slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
 	d.serveEvents()
 	t.Cleanup(func() {
 		d.stopEvents()
+		if err := d.once.Close(); err != nil {
+			t.Error(err)
+		}
 		if err := os.RemoveAll(dir); err != nil {
 			t.Error(err) // something is still mounted
 		}
@@ -126,18 +137,27 @@ func (d *daemon) serveEvents() {
 	})
 }
 
-func (d *daemon) Forward(_ context.Context, r *eventsAPI.ForwardRequest) (*emptypb.Empty, error) {
-	message, err := typeurl.UnmarshalAny(r.Envelope.Event)
+func (d *daemon) Forward(ctx context.Context, r *eventsAPI.ForwardRequest) (*emptypb.Empty, error) {
+	return &emptypb.Empty{}, d.once.Forward(ctx, &coreevents.Envelope{
+		Timestamp: r.Envelope.Timestamp.AsTime(), Namespace: r.Envelope.Namespace, Topic: r.Envelope.Topic, Event: r.Envelope.Event,
+	})
+}
+
+// publisher is where the daemon's events come out, as its subscribers see them.
+type publisher struct{ *daemon }
+
+func (d publisher) Forward(_ context.Context, e *coreevents.Envelope) error {
+	message, err := typeurl.UnmarshalAny(e.Event)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.topics = append(d.topics, r.Envelope.Topic)
-	if e, ok := tasktest.DecodeEvent(r.Envelope.Namespace, message); ok {
+	d.topics = append(d.topics, e.Topic)
+	if e, ok := tasktest.DecodeEvent(e.Namespace, message); ok {
 		d.told = append(d.told, e)
 	}
-	return &emptypb.Empty{}, nil
+	return nil
 }
 
 func (d *daemon) events() []string {

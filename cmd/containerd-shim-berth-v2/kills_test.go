@@ -64,7 +64,8 @@ func TestShimKilledInDelete(t *testing.T) {
 }
 
 // TestShimKilledAgainAndAgain kills the shim 50 to 450 ms after it serves, while
-// clients work: each gets the exact end of all that it ran, and nothing is left.
+// clients work: each gets the exact end of all that it ran, every event comes
+// once and in order, and nothing is left.
 func TestShimKilledAgainAndAgain(t *testing.T) {
 	d := newDaemon(t)
 	s, _ := d.guarded()
@@ -112,6 +113,17 @@ func TestShimKilledAgainAndAgain(t *testing.T) {
 		t.Error(err)
 	}
 	r.noZombies(t)
+	await(t, "the last event", func() bool {
+		all := r.Events()
+		return all[len(all)-1].Kind == task.EventDelete && all[len(all)-1].ID.Container == "lasting"
+	})
+	checker := tasktest.EventChecker{}
+	for _, e := range r.Events() {
+		checker.Add(e)
+	}
+	for _, problem := range append(checker.Problems(), checker.Unfinished()...) {
+		t.Error(problem)
+	}
 	members, err := os.ReadDir(filepath.Join(d.dir, "group", "ns", "g", "members"))
 	if err != nil || len(members) > 0 {
 		t.Errorf("members %v (%v) are left", members, err)

@@ -3,8 +3,6 @@ package api
 import (
 	"context"
 	"fmt"
-	"slices"
-	"sync"
 
 	eventsapi "github.com/containerd/containerd/api/services/events/v1"
 	ttrpcevents "github.com/containerd/containerd/api/services/ttrpc/events/v1"
@@ -74,43 +72,16 @@ func (s *Events) Subscribe(r *eventsapi.SubscribeRequest, stream eventsapi.Event
 // events.
 type ShimEvents struct {
 	forwarder events.Forwarder
-
-	mu   sync.Mutex
-	seen [maxSeen]string // the last events, guarded by mu
-	next int             // in seen, guarded by mu
 }
-
-// maxSeen is how many events are remembered: a shim that was killed before it
-// had our answer leaves its successor an event that we have, which that one
-// sends first.
-const maxSeen = 256
 
 var _ ttrpcevents.TTRPCEventsService = (*ShimEvents)(nil)
 
 // NewShimEvents makes the service.
 func NewShimEvents(forwarder events.Forwarder) *ShimEvents { return &ShimEvents{forwarder: forwarder} }
 
-// Forward sends a shim's event, once.
+// Forward sends a shim's event.
 func (s *ShimEvents) Forward(ctx context.Context, r *ttrpcevents.ForwardRequest) (*emptypb.Empty, error) {
-	env := r.Envelope
-	key := fmt.Sprint(env.GetTimestamp().AsTime().UnixNano(), env.GetNamespace(), env.GetTopic(), " ", string(env.GetEvent().GetValue()))
-	if s.has(key) {
-		return &emptypb.Empty{}, nil
-	}
-	err := forward(ctx, s.forwarder, env)
-	if err == nil {
-		s.mu.Lock()
-		s.seen[s.next] = key
-		s.next = (s.next + 1) % maxSeen
-		s.mu.Unlock()
-	}
-	return done(err)
-}
-
-func (s *ShimEvents) has(key string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return slices.Contains(s.seen[:], key)
+	return done(forward(ctx, s.forwarder, r.Envelope))
 }
 
 func forward(ctx context.Context, to events.Forwarder, env *types.Envelope) error {

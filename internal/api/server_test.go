@@ -283,7 +283,12 @@ func TestEventsOverGRPC(t *testing.T) {
 func TestShimEventsOverTTRPC(t *testing.T) {
 	x := events.NewExchange(events.Config{})
 	defer x.Close()
-	srv, err := api.NewTTRPCServer(api.NewShimEvents(x), slog.New(slog.DiscardHandler))
+	once, err := events.OpenOnce(filepath.Join(t.TempDir(), "forwarded"), x, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer once.Close()
+	srv, err := api.NewTTRPCServer(api.NewShimEvents(once), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

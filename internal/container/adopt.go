@@ -80,9 +80,13 @@ func (s *Set) adopt(ctx context.Context, bundle string, kept map[string]*os.File
 	c.sharedPID, c.checkpoint, c.cgroupPaths, c.waiting = r.SharedPID, r.Checkpoint, r.Cgroup, r.Waiting
 	p := c.newProcess(task.Init, "", r.Stdio)
 	c.init, c.process = p, p
-	p.status, p.pid, p.startTime, p.exit = task.ParseStatus(r.Status), r.Pid, r.StartTime, r.Exit
-	if r.Op == task.OpState.String() {
+	p.status, p.pid, p.startTime, p.exit, p.owed = task.ParseStatus(r.Status), r.Pid, r.StartTime, r.Exit, r.Owed
+	switch r.Op {
+	case task.OpState.String():
 		return s.abandon(ctx, c)
+	case task.OpDelete.String():
+		c.payDebts()
+		return c.forgetFiles()
 	}
 	if p.status == task.CreatedCheckpoint {
 		return s.adoptCheckpoint(ctx, c, r.Op != "", kept)
@@ -92,18 +96,17 @@ func (s *Set) adopt(ctx context.Context, bundle string, kept map[string]*os.File
 			c.cgroup = cg
 		}
 	}
-	if r.Op != "" {
-		before := p.status
-		c.askRuntime(ctx)
-		if before == task.Created && p.status == task.Running {
-			s.cfg.Events.Emit(task.Event{Kind: task.EventStart, ID: c.id, Pid: uint32(p.pid)})
-		}
-	}
 	p.adoptStreams(ctx, kept)
-	s.put(c)
 	c.adoptExecs(ctx, kept)
+	c.payDebts()
+	if r.Op != "" {
+		c.askRuntime(ctx)
+	}
+	s.put(c)
 	c.adoptInit()
-	return c.save(0, false)
+	err := c.save(0, false)
+	p.pay()
+	return err
 }
 
 // abandon takes back a create that was begun and not finished. Nobody was told
@@ -139,11 +142,13 @@ func (s *Set) adoptCheckpoint(ctx context.Context, c *Container, begun bool, kep
 	if spec, err := readSpec(c.bundle); err == nil {
 		c.init.ownOOMScore = spec.Process != nil && spec.Process.OOMScoreAdj != nil
 	}
+	c.payDebts()
 	s.put(c)
 	return c.save(0, false)
 }
 
-// askRuntime learns what became of a call that the predecessor had begun.
+// askRuntime learns what became of a call that the predecessor had begun. What
+// it did is told with the next save.
 func (c *Container) askRuntime(ctx context.Context) {
 	release := c.set.cfg.Reaper.Hold()
 	st, err := c.runtime.State(ctx, c.id.Container)
@@ -157,12 +162,20 @@ func (c *Container) askRuntime(ctx context.Context) {
 		got = task.Running
 		c.runtime.Started(c.id.Container)
 	}
-	switch got {
-	case task.Created, task.Running, task.Paused:
-		if c.init.status != task.Stopped {
-			c.init.status = got
-		}
+	before := c.init.status
+	switch {
+	case before == task.Stopped:
+		return
+	case got == task.Running && before == task.Created:
+		c.init.owe(task.Event{Kind: task.EventStart, Pid: uint32(c.init.pid)})
+	case got == task.Running && before == task.Paused:
+		c.init.owe(task.Event{Kind: task.EventResumed})
+	case got == task.Paused && before == task.Running:
+		c.init.owe(task.Event{Kind: task.EventPaused})
+	case got != before:
+		return
 	}
+	c.init.status = got
 }
 
 // startedAfterAll says that init runs its program although the runtime did not
@@ -250,7 +263,7 @@ func (c *Container) adoptExecs(ctx context.Context, kept map[string]*os.File) {
 
 func (c *Container) adoptExec(ctx context.Context, r execRecord, kept map[string]*os.File) {
 	p := c.newProcess(task.Exec, r.ID, r.Stdio)
-	p.status, p.pid, p.startTime, p.exit = task.ParseStatus(r.Status), r.Pid, r.StartTime, r.Exit
+	p.status, p.pid, p.startTime, p.exit, p.owed = task.ParseStatus(r.Status), r.Pid, r.StartTime, r.Exit, r.Owed
 	c.execs[r.ID] = p
 	switch {
 	case r.Op == task.OpStart.String():

@@ -22,7 +22,8 @@ func (c *Container) Checkpoint(ctx context.Context, cfg task.CheckpointConfig) e
 	if image == "" {
 		image = o.ImagePath
 	}
-	err = c.change(ctx, task.OpCheckpoint, func(ctx context.Context) error {
+	told := func() task.Event { return task.Event{Kind: task.EventCheckpointed, Checkpoint: image} }
+	err = c.change(ctx, task.OpCheckpoint, told, func(ctx context.Context) error {
 		return c.withCRIU(o.WorkPath, "dump", func(work string) error {
 			return c.runtime.Checkpoint(ctx, ociruntime.CheckpointArgs{
 				ID: c.id.Container,
@@ -37,9 +38,6 @@ func (c *Container) Checkpoint(ctx context.Context, cfg task.CheckpointConfig) e
 	if err != nil {
 		return fmt.Errorf("checkpoint container %q: %w", c.id.Container, err)
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.set.cfg.Events.Emit(task.Event{Kind: task.EventCheckpointed, ID: c.id, Checkpoint: image})
 	return nil
 }
 

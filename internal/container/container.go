@@ -42,6 +42,7 @@ type Container struct {
 	mu          sync.Mutex
 	pausing     bool                // a pause call is under way, guarded by mu
 	ended       bool                // init has ended, guarded by mu
+	deleteTold  bool                // guarded by mu
 	execs       map[string]*process // guarded by mu
 	liveExecs   int                 // running or being started, guarded by mu
 	execsGone   chan struct{}       // closed when liveExecs falls to 0, guarded by mu
@@ -76,9 +77,10 @@ func (c *Container) lockOps(ctx context.Context) (unlock func(), err error) {
 }
 
 // change runs a call that leads init from one state to another: allowed by the
-// table, its intent on disk before, its result after. What was begun is
-// finished even if the caller has gone.
-func (c *Container) change(ctx context.Context, op task.Operation, fn func(context.Context) error) error {
+// table, its intent on disk before, its result after, then told with the event
+// that told makes (nil: none). What was begun is finished even if the caller
+// has gone.
+func (c *Container) change(ctx context.Context, op task.Operation, told func() task.Event, fn func(context.Context) error) error {
 	unlock, err := c.lockOps(ctx)
 	if err != nil {
 		return err
@@ -96,18 +98,31 @@ func (c *Container) change(ctx context.Context, op task.Operation, fn func(conte
 	if err == nil {
 		c.mu.Lock()
 		// An exit that came meanwhile stays the last word.
-		if next, terr := c.init.allowed(op); terr == nil {
+		next, terr := c.init.allowed(op)
+		if terr == nil {
 			c.init.status = next
+		}
+		// A checkpoint may end the container.
+		if told != nil && (terr == nil || op == task.OpCheckpoint) {
+			c.init.owe(told())
 		}
 		c.mu.Unlock()
 	}
-	return errors.Join(err, c.save(op, false))
+	err = errors.Join(err, c.save(op, false))
+	c.init.pay()
+	return err
+}
+
+// event makes one that says no more than its kind.
+func event(kind task.EventKind) func() task.Event {
+	return func() task.Event { return task.Event{Kind: kind} }
 }
 
 // Start runs the container's program.
 func (c *Container) Start(ctx context.Context) (uint32, error) {
 	defer c.init.ready()
-	err := c.change(ctx, task.OpStart, func(ctx context.Context) error {
+	started := func() task.Event { return task.Event{Kind: task.EventStart, Pid: uint32(c.init.pid)} }
+	err := c.change(ctx, task.OpStart, started, func(ctx context.Context) error {
 		c.mu.Lock()
 		c.init.busy = true
 		c.mu.Unlock()
@@ -121,7 +136,6 @@ func (c *Container) Start(ctx context.Context) (uint32, error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.set.cfg.Events.Emit(task.Event{Kind: task.EventStart, ID: c.id, Pid: uint32(c.init.pid)})
 	return uint32(c.init.pid), nil
 }
 
@@ -179,7 +193,7 @@ func (c *Container) signalEach(sig syscall.Signal) error {
 
 // Pause freezes the container.
 func (c *Container) Pause(ctx context.Context) error {
-	err := c.change(ctx, task.OpPause, func(ctx context.Context) error {
+	err := c.change(ctx, task.OpPause, event(task.EventPaused), func(ctx context.Context) error {
 		c.setPausing(true)
 		return c.runtime.Pause(ctx, c.id.Container)
 	})
@@ -187,7 +201,6 @@ func (c *Container) Pause(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("pause container %q: %w", c.id.Container, err)
 	}
-	c.emit(task.EventPaused)
 	return nil
 }
 
@@ -197,21 +210,14 @@ func (c *Container) setPausing(on bool) {
 	c.mu.Unlock()
 }
 
-func (c *Container) emit(kind task.EventKind) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.set.cfg.Events.Emit(task.Event{Kind: kind, ID: c.id})
-}
-
 // Resume thaws the container.
 func (c *Container) Resume(ctx context.Context) error {
-	err := c.change(ctx, task.OpResume, func(ctx context.Context) error {
+	err := c.change(ctx, task.OpResume, event(task.EventResumed), func(ctx context.Context) error {
 		return c.runtime.Resume(ctx, c.id.Container)
 	})
 	if err != nil {
 		return fmt.Errorf("resume container %q: %w", c.id.Container, err)
 	}
-	c.emit(task.EventResumed)
 	return nil
 }
 
@@ -221,7 +227,7 @@ func (c *Container) Update(ctx context.Context, resources task.Any, annotations 
 	if len(annotations) > 0 {
 		return fmt.Errorf("update container %q: annotations cannot be changed: %w", c.id.Container, errdefs.ErrInvalidArgument)
 	}
-	err := c.change(ctx, task.OpUpdate, func(ctx context.Context) error {
+	err := c.change(ctx, task.OpUpdate, nil, func(ctx context.Context) error {
 		return c.runtime.Update(ctx, c.id.Container, resources.Value)
 	})
 	if err != nil {

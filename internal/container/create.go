@@ -91,14 +91,17 @@ func (s *Set) create(ctx context.Context, id task.ID, cfg task.CreateConfig, opt
 			return nil, err
 		}
 	}
+	c.mu.Lock()
+	c.init.owe(task.Event{
+		Kind: task.EventCreate, Pid: uint32(c.init.pid), Bundle: c.bundle,
+		Rootfs: cfg.Rootfs, Stdio: cfg.Stdio, Checkpoint: cfg.Checkpoint,
+	})
+	c.mu.Unlock()
 	if err := c.save(0, false); err != nil {
 		return nil, fmt.Errorf("create container %q: %w", id.Container, err)
 	}
+	c.init.pay()
 	s.put(c)
-	s.cfg.Events.Emit(task.Event{
-		Kind: task.EventCreate, ID: id, Pid: uint32(c.init.pid), Bundle: c.bundle,
-		Rootfs: cfg.Rootfs, Stdio: cfg.Stdio, Checkpoint: cfg.Checkpoint,
-	})
 	c.init.ready()
 	return c, nil
 }
@@ -155,12 +158,13 @@ func (c *Container) memberLink() string {
 
 // forgetFiles takes the container out of a successor's sight.
 func (c *Container) forgetFiles() error {
-	var err error
 	if c.set.cfg.Members != "" {
 		// First: a link to a bundle without a record would be a container lost.
-		err = remove(c.memberLink())
+		if err := remove(c.memberLink()); err != nil {
+			return err
+		}
 	}
-	return errors.Join(err, remove(filepath.Join(c.bundle, recordFile)))
+	return remove(filepath.Join(c.bundle, recordFile))
 }
 
 func (c *Container) runCreate(ctx context.Context) error {

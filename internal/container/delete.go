@@ -46,10 +46,15 @@ func (c *Container) runDelete(ctx context.Context) (task.Exit, error) {
 	if err := mount.Unmount(c.bundle); err != nil {
 		return task.Exit{}, fmt.Errorf("delete container %q: %w", c.id.Container, err)
 	}
+	exit := c.tellDelete()
 	if err := c.forgetFiles(); err != nil {
 		return task.Exit{}, fmt.Errorf("delete container %q: %w", c.id.Container, err)
 	}
-	return c.deleted(), nil
+	c.mu.Lock()
+	c.init.status = task.Deleted
+	c.mu.Unlock()
+	c.set.remove(c.id)
+	return exit, nil
 }
 
 // endForDelete ends an init process that was created and not started, and
@@ -101,17 +106,27 @@ func (c *Container) dropExecs(ctx context.Context) {
 	}
 }
 
-func (c *Container) deleted() task.Exit {
+// tellDelete publishes the end of the container, once: only its files are left
+// to remove, and a successor that finds them removes them.
+func (c *Container) tellDelete() task.Exit {
 	c.mu.Lock()
 	p := c.init
 	if p.exit == nil { // a restore that was never started
 		p.exit = &task.Exit{Status: 255, At: time.Now(), Reason: "the container was never started"}
 		close(p.done)
 	}
-	p.status = task.Deleted
-	exit := *p.exit
-	c.set.cfg.Events.Emit(task.Event{Kind: task.EventDelete, ID: c.id, Pid: exit.Pid, Exit: exit})
+	exit, told := *p.exit, c.deleteTold
+	if !told {
+		p.owe(task.Event{Kind: task.EventDelete, Pid: exit.Pid, Exit: exit})
+		c.deleteTold = true
+	}
 	c.mu.Unlock()
-	c.set.remove(c.id)
+	if told {
+		return exit
+	}
+	if err := c.save(task.OpDelete, true); err != nil {
+		c.log.Warn("a delete event may be told twice, or not, if the shim is killed now", "error", err)
+	}
+	p.pay()
 	return exit
 }

@@ -41,6 +41,7 @@ func (c *Container) Exec(_ context.Context, id string, cfg task.ExecConfig) (tas
 		return nil, fmt.Errorf("exec %q of container %q: %w", id, c.id.Container, errdefs.ErrAlreadyExists)
 	}
 	c.execs[id] = p
+	p.owe(task.Event{Kind: task.EventExecAdded})
 	c.mu.Unlock()
 
 	err = os.MkdirAll(filepath.Join(c.bundle, execDir), 0o700)
@@ -55,8 +56,15 @@ func (c *Container) Exec(_ context.Context, id string, cfg task.ExecConfig) (tas
 		return nil, fmt.Errorf("exec %q of container %q: %w", id, c.id.Container, err)
 	}
 	c.mu.Lock()
-	c.set.cfg.Events.Emit(task.Event{Kind: task.EventExecAdded, ID: c.id, ExecID: id})
+	_, err = c.init.allowed(task.OpExec)
+	if err == nil {
+		p.payLocked()
+	}
 	c.mu.Unlock()
+	if err != nil { // the container has ended meanwhile: no event of it may follow
+		c.forgetExec(p)
+		return nil, err
+	}
 	return execProcess{p}, nil
 }
 
@@ -190,21 +198,24 @@ func (p *process) nowRunning() error {
 	c := p.c
 	c.mu.Lock()
 	next, err := p.allowed(task.OpStart)
-	switch {
-	case err != nil:
-	case c.init.status == task.Stopped || c.init.status == task.Deleted:
-		err = fmt.Errorf("the container has ended: %w", errdefs.ErrFailedPrecondition)
-	default:
-		p.status = next
-		c.set.cfg.Events.Emit(task.Event{Kind: task.EventExecStarted, ID: c.id, ExecID: p.id, Pid: uint32(p.pid)})
-	}
-	c.mu.Unlock()
 	if err != nil {
+		c.mu.Unlock()
 		return err
 	}
+	before := p.status
+	p.status = next
+	p.owe(task.Event{Kind: task.EventExecStarted, Pid: uint32(p.pid)})
+	c.mu.Unlock()
 	if err := p.saveExec(""); err != nil {
 		c.log.Error("store that an exec runs", "exec", p.id, "error", err)
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.init.status == task.Stopped || c.init.status == task.Deleted {
+		p.status, p.owed = before, nil
+		return fmt.Errorf("the container has ended: %w", errdefs.ErrFailedPrecondition)
+	}
+	p.payLocked()
 	return nil
 }
 

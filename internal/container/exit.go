@@ -63,13 +63,14 @@ func (p *process) finishExec(exit task.Exit) {
 		return
 	}
 	p.status, p.exit = next, &exit
+	p.owe(task.Event{Kind: task.EventExit, Pid: exit.Pid, Exit: exit})
 	c.mu.Unlock()
 	if err := p.saveExec(""); err != nil {
 		c.log.Error("store the exit of an exec", "exec", p.id, "error", err)
 	}
 	p.reaped()
 	c.mu.Lock()
-	c.set.cfg.Events.Emit(task.Event{Kind: task.EventExit, ID: c.id, ExecID: p.id, Pid: exit.Pid, Exit: exit})
+	p.payLocked()
 	close(p.done)
 	c.liveExecsLocked(-1)
 	c.mu.Unlock()
@@ -122,7 +123,10 @@ func (c *Container) finishInit(exit task.Exit) {
 	}
 	c.storeExit(exit)
 	c.init.reaped()
-	c.publishExit(exit)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.init.payLocked()
+	close(c.init.done)
 }
 
 // reaped lets the zombie go: until its exit is stored it is the only witness.
@@ -140,6 +144,10 @@ func (c *Container) storeExit(exit task.Exit) {
 	if next, err := c.init.allowed(task.OpExited); err == nil {
 		c.init.status, c.init.exit = next, &exit
 	}
+	if exit.OOMKilled {
+		c.init.owe(task.Event{Kind: task.EventOOM, Pid: exit.Pid})
+	}
+	c.init.owe(task.Event{Kind: task.EventExit, Pid: exit.Pid, Exit: exit})
 	c.mu.Unlock()
 	err := writeFile(filepath.Join(c.bundle, exitFile), exitRecord{
 		Timestamp: exit.At, Pid: int(exit.Pid), Status: int(exit.Status), OOMKilled: exit.OOMKilled, Reason: exit.Reason,
@@ -150,16 +158,6 @@ func (c *Container) storeExit(exit task.Exit) {
 	if err := c.save(task.OpExited, false); err != nil {
 		c.log.Error("store the exit", "error", err)
 	}
-}
-
-func (c *Container) publishExit(exit task.Exit) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if exit.OOMKilled {
-		c.set.cfg.Events.Emit(task.Event{Kind: task.EventOOM, ID: c.id, Pid: exit.Pid})
-	}
-	c.set.cfg.Events.Emit(task.Event{Kind: task.EventExit, ID: c.id, Pid: exit.Pid, Exit: exit})
-	close(c.init.done)
 }
 
 // waitDone waits for the exit of a process for at most d.

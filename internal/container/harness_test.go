@@ -35,12 +35,37 @@ func TestMain(m *testing.M) {
 type recorder struct {
 	mu     sync.Mutex
 	events []task.Event
+	at     []time.Time
+	// dying: the shim is killed before it emits anything.
+	dying bool
 }
 
 func (r *recorder) Emit(e task.Event) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.events = append(r.events, e)
+	if r.dying {
+		return
+	}
+	r.events, r.at = append(r.events, e), append(r.at, time.Now())
+}
+
+func (r *recorder) Told(e task.Event, since time.Time) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i, got := range r.events {
+		if got.Kind == e.Kind && got.ID == e.ID && got.ExecID == e.ExecID && !r.at[i].Before(since) {
+			return true
+		}
+	}
+	return false
+}
+
+// die stands for the death of the shim after it has stored a state and before
+// it tells; and for its end.
+func (r *recorder) die(dying bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.dying = dying
 }
 
 func (r *recorder) list() []task.Event {

@@ -41,6 +41,8 @@ type process struct {
 	// process is deleted without ever having run.
 	done     chan struct{}
 	deletion *deletion
+	// owed are the events of what was stored last, or is to be.
+	owed []owed
 }
 
 // deletion is one delete under way, or the one that succeeded.

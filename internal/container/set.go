@@ -68,7 +68,7 @@ type Config struct {
 	Watcher *stdio.Watcher
 	// Files lets several processes write one file; the Set shares it among all.
 	Files  *stdio.Files
-	Events task.EventSink
+	Events Events
 	// Members is a directory in which the Set links the bundles of its containers for a
 	// successor to find. Empty: nobody will succeed.
 	Members string

@@ -45,6 +45,7 @@ type record struct {
 	// runtime's own. Afterwards it is another.
 	Waiting string     `json:"waiting,omitempty"`
 	Exit    *task.Exit `json:"exit,omitempty"`
+	Owed    []owed     `json:"owed,omitempty"`
 }
 
 type execRecord struct {
@@ -55,6 +56,7 @@ type execRecord struct {
 	StartTime uint64     `json:"startTime,omitempty"`
 	Stdio     task.Stdio `json:"stdio"`
 	Exit      *task.Exit `json:"exit,omitempty"`
+	Owed      []owed     `json:"owed,omitempty"`
 }
 
 // exitRecord is exit.json in the form that a stock shim's `delete` reads.
@@ -126,7 +128,7 @@ func (c *Container) save(op task.Operation, begun bool) error {
 	r := record{
 		ID: c.id, Status: p.status.String(), Pid: p.pid, StartTime: p.startTime, Stdio: p.stdio,
 		Options: c.options, Checkpoint: c.checkpoint, Cgroup: c.cgroupPaths, SharedPID: c.sharedPID,
-		Waiting: c.waiting, Exit: p.exit,
+		Waiting: c.waiting, Exit: p.exit, Owed: p.owed,
 	}
 	c.mu.Unlock()
 	if begun {
@@ -139,6 +141,7 @@ func (p *process) saveExec(op string) error {
 	p.c.mu.Lock()
 	r := execRecord{
 		ID: p.id, Status: p.status.String(), Op: op, Pid: p.pid, StartTime: p.startTime, Stdio: p.stdio, Exit: p.exit,
+		Owed: p.owed,
 	}
 	p.c.mu.Unlock()
 	return writeFile(p.recordPath(), r)

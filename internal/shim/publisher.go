@@ -44,6 +44,12 @@ type publisher struct {
 	dropped int               // guarded by mu
 	journal *journal          // of the queue, guarded by mu; nil: no successor will read it
 	drained chan struct{}     // closed when the queue empties, guarded by mu; nil: nobody waits
+	// last is the time of the last event in nanoseconds: no two have the same,
+	// so that one which comes twice is known as such. Guarded by mu.
+	last int64
+	// told is when the events of a predecessor were emitted, by telling, until
+	// settled. Guarded by mu.
+	told map[string]int64
 }
 
 // newPublisher goes on with what a predecessor left in the journal, a file;
@@ -55,15 +61,52 @@ func newPublisher(address, journal string, log *slog.Logger) *publisher {
 		wake: make(chan struct{}, 1), cancel: cancel,
 	}
 	if journal != "" && p.address != "" {
-		var err error
-		if p.journal, p.queue, err = openJournal(journal); err != nil {
-			log.Error("events that are not sent will not outlive this shim", "error", err)
-		}
+		p.goOn(journal)
 	}
 	if p.address != "" {
 		p.wg.Go(func() { p.run(ctx) })
 	}
 	return p
+}
+
+// goOn takes over from a predecessor. p is not shared yet.
+func (p *publisher) goOn(path string) {
+	j, events, unsent, err := openJournal(path)
+	if err != nil {
+		p.log.Error("events that are not sent will not outlive this shim", "error", err)
+		return
+	}
+	p.journal, p.last, p.told = j, j.horizon, map[string]int64{}
+	for _, e := range events {
+		p.last = max(p.last, e.Timestamp.AsTime().UnixNano())
+		p.told[telling(e.Namespace, e.Topic, e.Event.GetValue())] = p.last
+	}
+	p.queue = events[len(events)-unsent:]
+}
+
+// telling is what makes two events the same but for their times.
+func telling(namespace, topic string, event []byte) string {
+	return namespace + " " + topic + " " + string(event)
+}
+
+// Told implements container.Events. A journal that does not reach back to the
+// time says that the event was told: it was emitted soon after.
+func (p *publisher) Told(e task.Event, since time.Time) bool {
+	event, err := typeurl.MarshalAnyToProto(eventMessage(e))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err != nil || p.journal == nil || since.UnixNano() <= p.journal.horizon {
+		return true
+	}
+	at, ok := p.told[telling(e.ID.Namespace, e.Kind.Topic(), event.GetValue())]
+	return ok && at >= since.UnixNano()
+}
+
+// settled says that Told is not asked any more.
+func (p *publisher) settled() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.told = nil
 }
 
 // Emit implements task.EventSink.
@@ -81,11 +124,13 @@ func (p *publisher) Emit(e task.Event) {
 		p.takeLocked()
 		p.dropped++
 	}
-	p.queue = append(p.queue, &types.Envelope{
-		Timestamp: timestamppb.Now(), Namespace: e.ID.Namespace, Topic: e.Kind.Topic(), Event: event,
-	})
+	p.last = max(p.last+1, time.Now().UnixNano())
+	envelope := &types.Envelope{
+		Timestamp: timestamppb.New(time.Unix(0, p.last)), Namespace: e.ID.Namespace, Topic: e.Kind.Topic(), Event: event,
+	}
+	p.queue = append(p.queue, envelope)
 	if p.journal != nil {
-		p.noteLocked(p.journal.add(p.queue))
+		p.noteLocked(p.journal.add(envelope))
 	}
 	p.mu.Unlock()
 	select {
@@ -100,7 +145,7 @@ func (p *publisher) takeLocked() {
 	p.queue[0] = nil
 	p.queue = p.queue[1:]
 	if p.journal != nil {
-		p.noteLocked(p.journal.drop(e, p.queue))
+		p.noteLocked(p.journal.sent(e))
 	}
 }
 
@@ -109,7 +154,7 @@ func (p *publisher) noteLocked(err error) {
 	if err == nil {
 		return
 	}
-	p.log.Error("events that are not sent will not outlive this shim", "error", errors.Join(err, p.journal.f.Close()))
+	p.log.Error("events that are not sent will not outlive this shim", "error", errors.Join(err, p.journal.abandon()))
 	p.journal = nil
 }
 

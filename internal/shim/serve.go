@@ -145,6 +145,7 @@ func (s *server) open(ctx context.Context) error {
 			s.cfg.Log.Warn("tell the guard that all is adopted", "error", err)
 		}
 	}
+	s.events.settled()
 	s.set.Release()
 	return nil
 }
