@@ -96,16 +96,26 @@ func (s *Set) adopt(ctx context.Context, bundle string, kept map[string]*os.File
 			c.cgroup = cg
 		}
 	}
+	fifo := kept[c.startFIFO()]
+	delete(kept, c.startFIFO())
 	p.adoptStreams(ctx, kept)
 	c.adoptExecs(ctx, kept)
 	c.payDebts()
-	if r.Op != "" {
+	started := false
+	if fifo != nil {
+		started = p.status == task.Created && c.finishStart(ctx, fifo)
+		fifo.Close()
+	}
+	if !started && r.Op != "" {
 		c.askRuntime(ctx)
 	}
 	s.put(c)
 	c.adoptInit()
 	err := c.save(0, false)
 	p.pay()
+	if p.status != task.Created {
+		c.dropStartFIFO()
+	}
 	return err
 }
 
@@ -145,6 +155,27 @@ func (s *Set) adoptCheckpoint(ctx context.Context, c *Container, begun bool, kep
 	c.payDebts()
 	s.put(c)
 	return c.save(0, false)
+}
+
+// finishGrace is how long a successor waits for an init that was let go, before
+// it serves. One that takes longer is created as yet; the guard keeps the
+// FIFO open, so that another start, which finds it let go, is all it takes.
+const finishGrace = time.Second
+
+// finishStart goes on with a start for which init was let go already, or is by
+// the guard. An init that has ended since has run all the same.
+func (c *Container) finishStart(ctx context.Context, fifo *os.File) bool {
+	ctx, cancel := context.WithTimeout(ctx, finishGrace)
+	defer cancel()
+	started, err := c.runtime.FinishStart(ctx, c.id.Container, int(fifo.Fd()))
+	if err != nil {
+		c.log.Warn("finish the start of an earlier shim", "error", err)
+	}
+	if started {
+		c.init.status = task.Running
+		c.init.owe(task.Event{Kind: task.EventStart, Pid: uint32(c.init.pid)})
+	}
+	return started
 }
 
 // askRuntime learns what became of a call that the predecessor had begun. What

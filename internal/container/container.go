@@ -58,7 +58,20 @@ func (s *Set) newContainer(id task.ID, bundle string, o Options) *Container {
 		log: s.cfg.Log.With("namespace", id.Namespace, "container", id.Container),
 		ops: make(chan struct{}, 1), execs: map[string]*process{},
 	}
+	if open := s.cfg.OpenFIFO; open != nil {
+		c.runtime.OpenFIFO = func(fifo int) (int, error) { return open(c.startFIFO(), fifo) }
+	}
 	return c
+}
+
+// startFIFO names the reader of the FIFO at which init waits for its start, from
+// the start until that is stored.
+func (c *Container) startFIFO() string { return c.id.Namespace + "/" + c.id.Container + "/start" }
+
+func (c *Container) dropStartFIFO() {
+	if c.set.cfg.OpenFIFO != nil {
+		c.set.cfg.Keeper.Drop(c.startFIFO())
+	}
 }
 
 // ID implements task.Task.
@@ -134,6 +147,7 @@ func (c *Container) Start(ctx context.Context) (uint32, error) {
 	if err != nil {
 		return 0, fmt.Errorf("start container %q: %w", c.id.Container, err)
 	}
+	c.dropStartFIFO()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return uint32(c.init.pid), nil

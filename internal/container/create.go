@@ -91,6 +91,16 @@ func (s *Set) create(ctx context.Context, id task.ID, cfg task.CreateConfig, opt
 			return nil, err
 		}
 	}
+	if err := c.tellCreate(cfg); err != nil {
+		return nil, fmt.Errorf("create container %q: %w", id.Container, err)
+	}
+	s.put(c)
+	c.init.ready()
+	return c, nil
+}
+
+// tellCreate stores that the container is made, and publishes it.
+func (c *Container) tellCreate(cfg task.CreateConfig) error {
 	c.mu.Lock()
 	c.init.owe(task.Event{
 		Kind: task.EventCreate, Pid: uint32(c.init.pid), Bundle: c.bundle,
@@ -98,12 +108,10 @@ func (s *Set) create(ctx context.Context, id task.ID, cfg task.CreateConfig, opt
 	})
 	c.mu.Unlock()
 	if err := c.save(0, false); err != nil {
-		return nil, fmt.Errorf("create container %q: %w", id.Container, err)
+		return err
 	}
 	c.init.pay()
-	s.put(c)
-	c.init.ready()
-	return c, nil
+	return nil
 }
 
 // writeIntent puts down what a successor and a stock `delete` need to clean up.

@@ -38,6 +38,7 @@ func (c *Container) runDelete(ctx context.Context) (task.Exit, error) {
 		return task.Exit{}, fmt.Errorf("delete container %q: %w", c.id.Container, err)
 	}
 	c.dropExecs(ctx)
+	c.dropStartFIFO()
 	if c.init.streams != nil {
 		if err := closeStreams(ctx, c.init.streams); err != nil {
 			c.log.Warn("close stdio", "error", err)

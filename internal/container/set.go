@@ -64,6 +64,10 @@ type Config struct {
 	Ancestor reap.Ancestor
 	// Keeper holds fds for a successor; nil without a guard.
 	Keeper stdio.Keeper
+	// OpenFIFO opens a FIFO for reading, of which fifo is an O_PATH descriptor, in a
+	// process that outlives this one, and has the result kept under the name. nil
+	// without a guard.
+	OpenFIFO func(name string, fifo int) (int, error)
 	// Watcher notices late readers of output.
 	Watcher *stdio.Watcher
 	// Files lets several processes write one file; the Set shares it among all.

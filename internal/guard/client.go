@@ -24,12 +24,14 @@ type Client struct {
 
 	mu      sync.Mutex
 	seq     uint64                 // guarded by mu
-	waiting map[uint64]chan ending // guarded by mu
+	waiting map[uint64]chan answer // guarded by mu
 }
 
-type ending struct {
+// answer is the guard's to a status or an open.
+type answer struct {
 	ws unix.WaitStatus
 	ok bool
+	fd int // the receiver's
 }
 
 // Connect takes over the socket that the shim inherited and returns what a
@@ -67,7 +69,7 @@ func Connect(ctx context.Context, f *os.File, log *slog.Logger) (*Client, map[st
 		conn.Close()
 		return nil, nil, err
 	}
-	c := &Client{conn: conn, log: log, lost: make(chan struct{}), waiting: map[uint64]chan ending{}}
+	c := &Client{conn: conn, log: log, lost: make(chan struct{}), waiting: map[uint64]chan answer{}}
 	c.wg.Add(1)
 	go c.read()
 	return c, kept, nil
@@ -84,29 +86,43 @@ func (c *Client) read() {
 	defer close(c.lost)
 	for {
 		fields, fd, err := receive(c.conn)
-		closeFD(fd)
 		if err != nil {
 			if !errors.Is(err, net.ErrClosed) {
 				c.log.Warn("the guard is gone; this shim goes on without", "error", err)
 			}
 			return
 		}
-		if fields[0] != "ended" || len(fields) != 3 {
-			continue
-		}
-		seq, err := strconv.ParseUint(fields[1], 10, 64)
-		if err != nil {
-			continue
-		}
-		ws, err := strconv.ParseUint(fields[2], 10, 32)
-		c.mu.Lock()
-		ch := c.waiting[seq]
-		delete(c.waiting, seq)
-		c.mu.Unlock()
-		if ch != nil {
-			ch <- ending{unix.WaitStatus(ws), err == nil}
+		if !c.deliver(fields, fd) {
+			closeFD(fd)
 		}
 	}
+}
+
+// deliver returns true when somebody has taken fd over.
+func (c *Client) deliver(fields []string, fd int) bool {
+	a := answer{fd: noFile}
+	switch {
+	case fields[0] == "ended" && len(fields) == 3:
+		ws, err := strconv.ParseUint(fields[2], 10, 32)
+		a.ws, a.ok = unix.WaitStatus(ws), err == nil
+	case fields[0] == "opened" && len(fields) == 2:
+		a.fd, a.ok = fd, fd != noFile
+	default:
+		return false
+	}
+	seq, err := strconv.ParseUint(fields[1], 10, 64)
+	if err != nil {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	ch := c.waiting[seq]
+	if ch == nil {
+		return false
+	}
+	delete(c.waiting, seq)
+	ch <- a // it has room
+	return a.fd != noFile
 }
 
 // Lost is closed when the guard is gone.
@@ -171,32 +187,58 @@ func (c *Client) Reap(pid int) error { return c.tell(noFile, "reap", strconv.Ito
 // Status asks how the guard's child ended; it stays a zombie. ok is false when
 // it is not the guard's child or there is no guard.
 func (c *Client) Status(pid int) (ws unix.WaitStatus, ok bool, err error) {
+	a, err := c.ask(func(seq string) error { return c.tell(noFile, "status", seq, strconv.Itoa(pid)) })
+	return a.ws, a.ok, err
+}
+
+// OpenFIFO has the guard open a FIFO for reading, of which fifo is an O_PATH
+// descriptor, and keep that under a name: who waits to write to the FIFO is let
+// go, and has its reader also when this process is killed. The result, not
+// blocking, is the caller's; ok is false when there is no guard.
+func (c *Client) OpenFIFO(name string, fifo int) (fd int, ok bool, err error) {
+	a, err := c.ask(func(seq string) error { return c.tell(fifo, "open", name, seq) })
+	return a.fd, a.ok, err
+}
+
+// ask sends a question with a number and waits for its answer.
+func (c *Client) ask(send func(seq string) error) (answer, error) {
+	none := answer{fd: noFile}
 	if c.isLost() {
-		return 0, false, nil
+		return none, nil
 	}
-	ch := make(chan ending, 1)
+	ch := make(chan answer, 1)
 	c.mu.Lock()
 	c.seq++
 	seq := c.seq
 	c.waiting[seq] = ch
 	c.mu.Unlock()
-	defer func() {
-		c.mu.Lock()
-		delete(c.waiting, seq)
-		c.mu.Unlock()
-	}()
-	if err := c.tell(noFile, "status", strconv.FormatUint(seq, 10), strconv.Itoa(pid)); err != nil {
-		return 0, false, err
+	if err := send(strconv.FormatUint(seq, 10)); err != nil {
+		c.forget(seq, ch)
+		return none, err
 	}
 	timeout := time.NewTimer(sendTimeout)
 	defer timeout.Stop()
 	select {
 	case got := <-ch:
-		return got.ws, got.ok, nil
+		return got, nil
 	case <-c.lost:
-		return 0, false, nil
+		c.forget(seq, ch)
+		return none, nil
 	case <-timeout.C:
-		return 0, false, fmt.Errorf("no answer from the guard within %s", sendTimeout)
+		c.forget(seq, ch)
+		return none, fmt.Errorf("no answer from the guard within %s", sendTimeout)
+	}
+}
+
+// forget gives a question up, with the answer that may have come all the same.
+func (c *Client) forget(seq uint64, ch chan answer) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.waiting, seq)
+	select {
+	case a := <-ch:
+		closeFD(a.fd)
+	default:
 	}
 }
 

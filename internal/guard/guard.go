@@ -198,6 +198,8 @@ func (g *guard) handle(s *session, fields []string, fd int) bool {
 		return true
 	case "drop":
 		g.drop(arg(1))
+	case "open":
+		g.open(s, arg(1), arg(2), fd)
 	case "claim":
 		if pid, err := strconv.Atoi(arg(1)); err == nil {
 			g.mu.Lock()
@@ -223,6 +225,26 @@ func (g *guard) handle(s *session, fields []string, fd int) bool {
 		s.bye = true
 	}
 	return false
+}
+
+// open opens a FIFO, of which fd is an O_PATH, for reading. Who waits to write
+// to it is let go by that, so it is done by a process that goes on reading
+// whatever becomes of the shim.
+func (g *guard) open(s *session, name, seq string, fd int) {
+	got := noFile
+	var st unix.Stat_t
+	if name != "" && fd != noFile && unix.Fstat(fd, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFIFO {
+		f, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", fd), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		if err != nil {
+			g.cfg.Log.Warn("open a FIFO for the shim", "name", name, "error", err)
+		} else {
+			g.drop(name)
+			g.kept[name], got = f, f
+		}
+	}
+	if err := send(s.conn, got, "opened", seq); err != nil {
+		g.cfg.Log.Warn("answer the shim", "error", err)
+	}
 }
 
 func (g *guard) drop(name string) {

@@ -102,6 +102,12 @@ func obey(c *Client, order []string) bool {
 		w.Close()
 	case "drop":
 		c.Drop(order[1])
+	case "open":
+		fifo, _ := unix.Open(order[2], unix.O_PATH, 0)
+		fd, ok, err := c.OpenFIFO(order[1], fifo)
+		unix.Close(fd)
+		unix.Close(fifo)
+		fmt.Println("opened", ok, err)
 	case "child":
 		// Its parent, the shell, ends: it is the shim's child now.
 		out, _ := exec.Command("/bin/sh", "-c", "{ read x < "+order[1]+"; exit 42; } >/dev/null 2>&1 & echo $!").Output()
@@ -272,6 +278,48 @@ func TestNextShimTakesOver(t *testing.T) {
 	if err := <-p.done; err != nil {
 		t.Error(err)
 	}
+}
+
+// A FIFO that the guard opens for a shim has its reader over the shim's death.
+func TestFIFOKeepsItsReader(t *testing.T) {
+	p := start(t)
+	shim := p.expect("shim")
+	p.expect("serving")
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p.order("open", "start", os.DevNull)
+	if got := p.expect("opened"); got != "false <nil>" {
+		t.Errorf("what is no FIFO is opened: %s", got)
+	}
+	opened := make(chan *os.File, 1)
+	go func() {
+		w, err := os.OpenFile(fifo, os.O_WRONLY, 0) // until there is a reader
+		if err != nil {
+			t.Error(err)
+		}
+		opened <- w
+	}()
+	p.order("open", "start", fifo)
+	if got := p.expect("opened"); got != "true <nil>" {
+		t.Fatalf("opened: %s", got)
+	}
+	w := <-opened
+	p.killShim(shim)
+	waitFor(t, func() bool {
+		n, _ := strconv.Atoi(shim)
+		return unix.Kill(n, 0) == unix.ESRCH
+	})
+	if _, err := w.WriteString("let go"); err != nil {
+		t.Errorf("nobody reads: %v", err)
+	}
+	w.Close()
+	if got := p.expect("kept"); got != "start let g" {
+		t.Errorf("kept %q", got)
+	}
+	p.order("bye")
+	p.expect("guard")
 }
 
 // Before the new shim has made its claims nothing is reaped, afterwards what

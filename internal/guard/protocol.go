@@ -16,6 +16,8 @@
 //	  all             ────────────────────▶   end of the list
 //	                  ◀────────────────────   keep NAME +fd
 //	                  ◀────────────────────   drop NAME
+//	                  ◀────────────────────   open NAME N +fd   a FIFO: open it for reading, keep that
+//	  opened N +fd    ────────────────────▶   without an fd: it could not
 //	                  ◀────────────────────   claim PID      do not reap it yourself
 //	                  ◀────────────────────   adopted        all claims are made: reap the rest
 //	                  ◀────────────────────   serving        the socket is served

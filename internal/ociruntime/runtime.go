@@ -49,6 +49,11 @@ type Runtime struct {
 	// Timeout bounds each call: a runtime that takes longer is killed. 0 is two
 	// minutes.
 	Timeout time.Duration
+	// OpenFIFO opens for reading the FIFO at which init waits for its start, of
+	// which the argument is an O_PATH descriptor. Init ends if its reader does
+	// before it has written: this lets the reader outlive a caller that is
+	// killed. The result is closed by Start. nil, or an error: Start opens it.
+	OpenFIFO func(fifo int) (int, error)
 }
 
 // CreateArgs are the arguments of a create.

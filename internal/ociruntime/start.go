@@ -28,20 +28,16 @@ func (r *Runtime) Start(ctx context.Context, id string) error {
 // fifoCheck is how often the wait for init looks whether init still lives.
 const fifoCheck = 50 * time.Millisecond
 
-// startByFIFO returns false where the runtime has to be called. It must not
-// give up once init may have opened the FIFO: init would then fail to write
-// to it. So it waits until init has written, or has ended.
+// fifoName is the FIFO in runc's state directory of a container.
+const fifoName = "exec.fifo"
+
+// startByFIFO returns false where the runtime has to be called.
 func (r *Runtime) startByFIFO(ctx context.Context, id string) (bool, error) {
 	dir, ok := r.runcDir(id)
 	if !ok {
 		return false, nil
 	}
-	state, ok := readRuncState(dir, id)
-	if !ok {
-		return false, nil
-	}
-	path := filepath.Join(dir, "exec.fifo")
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(filepath.Join(dir, fifoName), unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return false, nil
 	}
@@ -50,36 +46,79 @@ func (r *Runtime) startByFIFO(ctx context.Context, id string) (bool, error) {
 	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFIFO {
 		return false, nil
 	}
+	if _, ok := readRuncState(dir, id); !ok {
+		return false, nil
+	}
+	reader, err := r.openFIFO(fd)
+	if err != nil {
+		return false, nil
+	}
+	defer unix.Close(reader)
+	return r.FinishStart(ctx, id, reader)
+}
+
+// openFIFO is what lets init go.
+func (r *Runtime) openFIFO(fifo int) (int, error) {
+	if r.OpenFIFO != nil {
+		if fd, err := r.OpenFIFO(fifo); err == nil {
+			return fd, nil
+		}
+	}
+	return unix.Open(fmt.Sprintf("/proc/self/fd/%d", fifo), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+}
+
+// FinishStart waits for the word of an init whose FIFO has a reader. It must not
+// give up once init may have opened the FIFO: init would then fail to write
+// to it. So it waits until init has written, or has ended: false. The word is not
+// read: it tells a successor of a caller that is killed here that init was
+// let go, for as long as the FIFO has a reader.
+func (r *Runtime) FinishStart(ctx context.Context, id string, reader int) (bool, error) {
+	dir, ok := r.runcDir(id)
+	if !ok {
+		return false, nil
+	}
+	state, ok := readRuncState(dir, id)
+	if !ok {
+		return false, nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, r.timeout())
 	defer cancel()
 	for {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(fifoCheck.Milliseconds()))
+		spoke, err := readable(reader, fifoCheck)
+		if err == nil && !spoke && state.ended() {
+			// It may have written and run to its end since. Where it has not, the
+			// runtime says best what happened.
+			if spoke, err = readable(reader, 0); err == nil && !spoke {
+				return false, nil
+			}
+		}
 		switch {
-		case err != nil && !errors.Is(err, unix.EINTR):
+		case err != nil:
 			return false, fmt.Errorf("start of %q: wait for init: %w", id, err)
-		case n > 0:
-			return r.readFIFO(fd, path)
-		case state.ended():
-			// It may have written and run to its end since the poll. Where it
-			// has not, the runtime says best what happened.
-			return r.readFIFO(fd, path)
+		case spoke:
+			// The FIFO that is gone is what tells runc that the container runs.
+			if err := os.Remove(filepath.Join(dir, fifoName)); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return false, fmt.Errorf("start: %w", err)
+			}
+			return true, nil
 		case ctx.Err() != nil:
-			return false, r.failure("start", fmt.Sprintf("init process %d did not answer within %s", state.Pid, r.timeout()), ctx.Err(), nil)
+			return false, r.failure("start", fmt.Sprintf("init process %d did not answer in time", state.Pid), ctx.Err(), nil)
 		}
 	}
 }
 
-// readFIFO takes init's byte. The FIFO that is gone is what tells runc that
-// the container runs.
-func (r *Runtime) readFIFO(fd int, path string) (bool, error) {
-	buf := make([]byte, 8)
-	if n, _ := unix.Read(fd, buf); n <= 0 {
-		return false, nil // init ended without a word
+// readable waits for data at most as long as d. A writer that hangs up without
+// a word is none.
+func readable(fd int, d time.Duration) (bool, error) {
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	_, err := unix.Poll(fds, int(d.Milliseconds()))
+	if err != nil && !errors.Is(err, unix.EINTR) {
+		return false, err
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return false, fmt.Errorf("start: %w", err)
+	if err == nil && fds[0].Revents == unix.POLLHUP && d > 0 {
+		time.Sleep(time.Millisecond) // poll does not wait then, and init is about to end
 	}
-	return true, nil
+	return err == nil && fds[0].Revents&unix.POLLIN != 0, nil
 }
 
 // Started says that a created container runs its program: a start was broken
@@ -91,6 +130,6 @@ func (r *Runtime) Started(id string) {
 		return
 	}
 	if _, ok := readRuncState(dir, id); ok {
-		_ = os.Remove(filepath.Join(dir, "exec.fifo")) // what it is for is done
+		_ = os.Remove(filepath.Join(dir, fifoName)) // what it is for is done
 	}
 }

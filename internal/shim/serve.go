@@ -109,12 +109,13 @@ func (s *server) open(ctx context.Context) error {
 	var kept map[string]*os.File
 	var ancestor reap.Ancestor
 	var keeper stdio.Keeper
+	var openFIFO func(string, int) (int, error)
 	if s.cfg.Guard != nil {
 		var err error
 		if s.guard, kept, err = guard.Connect(ctx, s.cfg.Guard, s.cfg.Log); err != nil {
 			return err
 		}
-		ancestor, keeper = s.guard, s.guard
+		ancestor, keeper, openFIFO = s.guard, s.guard, s.openFIFO
 	}
 	reaper, err := reap.New(s.cfg.Log, ancestor)
 	if err != nil {
@@ -129,7 +130,7 @@ func (s *server) open(ctx context.Context) error {
 		return err
 	}
 	s.set, err = container.New(container.Config{
-		Reaper: reaper, Ancestor: ancestor, Keeper: keeper, Watcher: s.late, Files: &stdio.Files{},
+		Reaper: reaper, Ancestor: ancestor, Keeper: keeper, OpenFIFO: openFIFO, Watcher: s.late, Files: &stdio.Files{},
 		Events: s.events, Members: members,
 		RuntimeRoot: s.cfg.RuntimeRoot, DecodeOptions: decodeOptions, DecodeCheckpointOptions: decodeCheckpointOptions,
 		Log: s.cfg.Log,
@@ -149,6 +150,17 @@ func (s *server) open(ctx context.Context) error {
 	s.set.Release()
 	return nil
 }
+
+// openFIFO is container.Config.OpenFIFO.
+func (s *server) openFIFO(name string, fifo int) (int, error) {
+	fd, ok, err := s.guard.OpenFIFO(name, fifo)
+	if err == nil && !ok {
+		err = errNoGuard
+	}
+	return fd, err
+}
+
+var errNoGuard = errors.New("the guard has not opened the FIFO")
 
 // prepareDir writes who serves the group and makes the directory of its members.
 func (s *server) prepareDir() (string, error) {

@@ -112,7 +112,9 @@ func statFields(pid int) (fields []string, alive bool) {
 	// The name, in parentheses, may hold anything.
 	end := strings.LastIndexByte(string(data), ')')
 	fields = strings.Fields(string(data[end+1:]))
-	if len(fields) < 20 || fields[0] == "Z" || fields[0] == "X" {
+	// A program with threads looks like a zombie for a moment while it execs: its
+	// first thread has ended, and others (field 20) have not.
+	if len(fields) < 20 || fields[0] == "Z" && fields[17] == "1" || fields[0] == "X" {
 		return nil, false
 	}
 	return fields, true
