@@ -24,59 +24,73 @@ func TestShimKilledInStart(t *testing.T) {
 	d := newDaemon(t)
 	s, guard := d.guarded()
 	r := d.remote(s, v3, "")
-	for _, late := range []bool{false, true} {
-		id := fmt.Sprintf("late-%t", late)
-		c := r.make(t, id, "exit 9", false)
-		st, err := c.State(ctx(t))
-		if err != nil {
-			t.Fatal(err)
+	// Init goes on before the next shim comes, or when that has waited in vain.
+	for n, kind := range []string{"early", "late", "late and ended"} {
+		id := fmt.Sprintf("c%d", n)
+		script, status := tasktest.Forever, uint32(137)
+		if kind == "late and ended" {
+			script, status = "exit 9", 9
 		}
-		// Init is held in its open until the shim is dead.
-		init := int(st.Pid)
-		if err := unix.Kill(init, unix.SIGSTOP); err != nil {
-			t.Fatal(err)
-		}
-		await(t, "the stop", func() bool { return processState(init) == "T" })
-		broken := make(chan error, 1)
-		go func() {
-			_, err := c.Start(ctx(t))
-			broken <- err
-		}()
-		await(t, "the guard's reader", func() bool { return holdsFIFO(guard) })
-		if err := unix.Kill(s.pid, unix.SIGKILL); err != nil {
-			t.Fatal(err)
-		}
-		if err := <-broken; err == nil {
-			t.Fatal("the start that was broken off succeeded")
-		}
-		goOn := func() {
-			if err := unix.Kill(init, unix.SIGCONT); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if !late {
+		c := r.make(t, id, script, false)
+		goOn := r.breakStart(t, c, guard)
+		if kind == "early" {
 			goOn()
 		}
 		r.reconnect()
-		if late {
-			// The next shim has waited for it in vain: created, as before.
+		if kind != "early" {
 			if st, err := c.State(ctx(t)); err != nil || st.Status != task.Created {
-				t.Errorf("state %+v (%v)", st, err)
+				t.Errorf("%s: state %+v (%v)", kind, st, err)
 			}
 			goOn()
-			if _, err := c.Start(ctx(t)); err != nil {
-				t.Errorf("the second start: %v", err)
+		}
+		if kind != "late and ended" {
+			if st, err := c.State(ctx(t)); err == nil && st.Status == task.Created {
+				if _, err := c.Start(ctx(t)); err != nil {
+					t.Errorf("%s: the second start: %v", kind, err)
+				}
+			}
+			if err := c.Kill(ctx(t), unix.SIGKILL, true); err != nil {
+				t.Error(err)
 			}
 		}
-		if err := r.checkExit(c, id, 9); err != nil {
-			t.Error(err)
+		if err := r.checkExit(c, id, status); err != nil {
+			t.Errorf("%s: %v", kind, err)
 		}
 		await(t, "the end of the guard's reader", func() bool { return !holdsFIFO(guard) })
+		await(t, kind+": four events", func() bool { return len(r.Events()) == 4*(n+1) })
 	}
-	await(t, "the events", func() bool { return len(r.Events()) >= 8 })
 	tasktest.CheckEvents(t, r.Events())
-	if n := len(r.Events()); n != 8 { // each start was told
-		t.Errorf("%d events, want 8: %v", n, r.Events())
+}
+
+// breakStart kills the shim when the guard has let init go and init has not
+// noticed: it is held until goOn is called.
+func (r *remote) breakStart(t *testing.T, c task.Task, guard int) (goOn func()) {
+	t.Helper()
+	st, err := c.State(ctx(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	init := int(st.Pid)
+	if err := unix.Kill(init, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the stop", func() bool { return processState(init) == "T" })
+	broken := make(chan error, 1)
+	go func() {
+		_, err := c.Start(ctx(t))
+		broken <- err
+	}()
+	await(t, "the guard's reader", func() bool { return holdsFIFO(guard) })
+	if err := unix.Kill(r.shim.pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-broken; err == nil {
+		t.Fatal("the start that was broken off succeeded")
+	}
+	return func() {
+		if err := unix.Kill(init, unix.SIGCONT); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

@@ -101,12 +101,8 @@ func (s *Set) adopt(ctx context.Context, bundle string, kept map[string]*os.File
 	p.adoptStreams(ctx, kept)
 	c.adoptExecs(ctx, kept)
 	c.payDebts()
-	started := false
-	if fifo != nil {
-		started = p.status == task.Created && c.finishStart(ctx, fifo)
-		fifo.Close()
-	}
-	if !started && r.Op != "" {
+	c.startReader = fifo
+	if !c.finishStart(ctx) && r.Op != "" {
 		c.askRuntime(ctx)
 	}
 	s.put(c)
@@ -157,27 +153,6 @@ func (s *Set) adoptCheckpoint(ctx context.Context, c *Container, begun bool, kep
 	return c.save(0, false)
 }
 
-// finishGrace is how long a successor waits for an init that was let go, before
-// it serves. One that takes longer is created as yet; the guard keeps the
-// FIFO open, so that another start, which finds it let go, is all it takes.
-const finishGrace = time.Second
-
-// finishStart goes on with a start for which init was let go already, or is by
-// the guard. An init that has ended since has run all the same.
-func (c *Container) finishStart(ctx context.Context, fifo *os.File) bool {
-	ctx, cancel := context.WithTimeout(ctx, finishGrace)
-	defer cancel()
-	started, err := c.runtime.FinishStart(ctx, c.id.Container, int(fifo.Fd()))
-	if err != nil {
-		c.log.Warn("finish the start of an earlier shim", "error", err)
-	}
-	if started {
-		c.init.status = task.Running
-		c.init.owe(task.Event{Kind: task.EventStart, Pid: uint32(c.init.pid)})
-	}
-	return started
-}
-
 // askRuntime learns what became of a call that the predecessor had begun. What
 // it did is told with the next save.
 func (c *Container) askRuntime(ctx context.Context) {
@@ -198,7 +173,7 @@ func (c *Container) askRuntime(ctx context.Context) {
 	case before == task.Stopped:
 		return
 	case got == task.Running && before == task.Created:
-		c.init.owe(task.Event{Kind: task.EventStart, Pid: uint32(c.init.pid)})
+		c.startedLocked()
 	case got == task.Running && before == task.Paused:
 		c.init.owe(task.Event{Kind: task.EventResumed})
 	case got == task.Paused && before == task.Running:

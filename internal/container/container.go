@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"sync"
 	"syscall"
 
@@ -43,6 +44,7 @@ type Container struct {
 	pausing     bool                // a pause call is under way, guarded by mu
 	ended       bool                // init has ended, guarded by mu
 	deleteTold  bool                // guarded by mu
+	startReader *os.File            // see startfifo.go; nil: no start is unfinished. Guarded by mu
 	execs       map[string]*process // guarded by mu
 	liveExecs   int                 // running or being started, guarded by mu
 	execsGone   chan struct{}       // closed when liveExecs falls to 0, guarded by mu
@@ -62,16 +64,6 @@ func (s *Set) newContainer(id task.ID, bundle string, o Options) *Container {
 		c.runtime.OpenFIFO = func(fifo int) (int, error) { return open(c.startFIFO(), fifo) }
 	}
 	return c
-}
-
-// startFIFO names the reader of the FIFO at which init waits for its start, from
-// the start until that is stored.
-func (c *Container) startFIFO() string { return c.id.Namespace + "/" + c.id.Container + "/start" }
-
-func (c *Container) dropStartFIFO() {
-	if c.set.cfg.OpenFIFO != nil {
-		c.set.cfg.Keeper.Drop(c.startFIFO())
-	}
 }
 
 // ID implements task.Task.

@@ -140,6 +140,7 @@ func (p *process) reaped() {
 }
 
 func (c *Container) storeExit(exit task.Exit) {
+	c.wasStarted()
 	c.mu.Lock()
 	if next, err := c.init.allowed(task.OpExited); err == nil {
 		c.init.status, c.init.exit = next, &exit

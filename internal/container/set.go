@@ -110,6 +110,7 @@ type Set struct {
 	mu         sync.Mutex
 	containers map[task.ID]*Container // guarded by mu; nil while being created
 	closed     bool                   // guarded by mu
+	used       bool                   // there was a container, guarded by mu
 	idle       chan struct{}          // closed while the set is empty, guarded by mu
 }
 
@@ -174,7 +175,7 @@ func (s *Set) reserve(id task.ID) error {
 	if len(s.containers) == 0 {
 		s.idle = make(chan struct{})
 	}
-	s.containers[id] = nil
+	s.containers[id], s.used = nil, true
 	return nil
 }
 
@@ -184,7 +185,14 @@ func (s *Set) put(c *Container) {
 	if len(s.containers) == 0 {
 		s.idle = make(chan struct{})
 	}
-	s.containers[c.id] = c
+	s.containers[c.id], s.used = c, true
+}
+
+// Used says that the set has, or had, a container or a part of one.
+func (s *Set) Used() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.used
 }
 
 func (s *Set) remove(id task.ID) {

@@ -30,8 +30,11 @@ const (
 	DefaultLinger = 10 * time.Second
 	// unclaimedLinger is the same for a shim that Shutdown is to end.
 	unclaimedLinger = time.Minute
-	handoverTime    = 10 * time.Second
-	shutdownTime    = 5 * time.Second
+	// firstLinger is the least for a shim that has had no container yet: it was
+	// started for one, by a daemon that may be slow to send the request.
+	firstLinger  = 2 * time.Second
+	handoverTime = 10 * time.Second
+	shutdownTime = 5 * time.Second
 	// trimAfter is how long the shim is quiet before it gives memory back.
 	trimAfter = 3 * time.Second
 )
@@ -264,7 +267,11 @@ func (s *server) untilUnused(ctx context.Context, served <-chan error) error {
 			}
 			s.cfg.Log.Info("a signal is not obeyed while there are containers", "signal", sig.(syscall.Signal))
 		case <-idle:
-			told := s.linger(ctx)
+			wait := s.cfg.Linger
+			if !s.set.Used() && s.guard != nil {
+				wait = max(wait, firstLinger)
+			}
+			told := s.linger(ctx, wait)
 			if (told || s.set.Idle() == idle) && s.set.CloseIfEmpty() {
 				return nil
 			}
@@ -273,13 +280,12 @@ func (s *server) untilUnused(ctx context.Context, served <-chan error) error {
 	}
 }
 
-// linger waits while the group is empty; told says that Shutdown, SIGTERM or
-// ctx cut it short.
-func (s *server) linger(ctx context.Context) (told bool) {
+// linger waits for d; told says that Shutdown, SIGTERM or ctx cut it short.
+func (s *server) linger(ctx context.Context, d time.Duration) (told bool) {
 	term := make(chan os.Signal, 1)
 	signal.Notify(term, unix.SIGTERM, unix.SIGINT)
 	defer signal.Stop(term)
-	timeout := time.NewTimer(s.cfg.Linger)
+	timeout := time.NewTimer(d)
 	defer timeout.Stop()
 	select {
 	case <-timeout.C:

@@ -256,7 +256,7 @@ func (h *harness) finish() {
 // processes that are left. What was told to end may take a moment.
 func (h *harness) checkClean() {
 	var left []string
-	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(timeout); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		if left = h.left(); len(left) == 0 {
 			h.removeNamespaceCgroup()
 			return

@@ -389,3 +389,60 @@ func TestOwnGuardCannotStart(t *testing.T) {
 	}
 	h.poll("nothing to be left", func() bool { return len(h.left()) == 0 })
 }
+
+// A shim that leaves as soon as it can is met at every moment of its end by
+// the next create, which finds one that serves it. What was not begun is not
+// failed.
+func TestOwnCreatesMeetLeavingShims(t *testing.T) {
+	h := ownHarness(t)
+	h.close()
+	h.cfg.Linger = time.Millisecond
+	h.open()
+	for i := range 25 {
+		id := fmt.Sprintf("c%d", i%3)
+		c, err := h.sup.Create(h.ctx(), h.id(id), h.Config(t, id, "true"))
+		if err != nil {
+			t.Fatalf("create %d: %v", i, err)
+		}
+		if _, err := c.Delete(h.ctx()); err != nil {
+			t.Fatalf("delete %d: %v", i, err)
+		}
+		time.Sleep(time.Duration(i) * 200 * time.Microsecond)
+	}
+	h.poll("the group to end", func() bool { return len(h.left()) == 0 })
+}
+
+// After deaths in quick succession the guard waits before it starts the next
+// shim. Calls that come meanwhile wait too, and are done.
+func TestOwnCallsWaitForTheGuard(t *testing.T) {
+	h := ownHarness(t)
+	c := h.run("c", tasktest.Forever)
+	if _, err := c.Exec(h.ctx(), "e", h.Exec(t, "exit 4")); err != nil {
+		t.Fatal(err)
+	}
+	for range 8 { // the pause is 1.28 s then
+		h.poll("the shim", func() bool { return h.pidOf("shim.pid").alive() })
+		h.kill("shim.pid")
+	}
+	exec, err := c.Process(h.ctx(), "e")
+	if err == nil {
+		_, err = exec.Start(h.ctx())
+	}
+	if err != nil {
+		t.Fatalf("start of an exec: %v", err)
+	}
+	if exit, err := exec.Wait(h.ctx()); err != nil || exit.Status != 4 {
+		t.Errorf("%+v, %v", exit, err)
+	}
+	h.kill("shim.pid")
+	if _, err := h.sup.Create(h.ctx(), h.id("other"), h.Config(t, "other", "true")); err != nil {
+		t.Errorf("create: %v", err)
+	}
+	h.poll("the shim", func() bool { return h.pidOf("shim.pid").alive() })
+	h.kill("shim.pid")
+	if err := c.Kill(h.ctx(), unix.SIGKILL, false); err != nil {
+		t.Errorf("kill: %v", err)
+	}
+	h.wait(c, 137)
+	h.del(c, 137)
+}

@@ -202,7 +202,9 @@ func (p *process) Kill(ctx context.Context, signal syscall.Signal, all bool) err
 	if signal < 0 || signal > 64 {
 		return fmt.Errorf("signal %d does not exist: %w", int(signal), errdefs.ErrInvalidArgument)
 	}
-	return p.do(ctx, task.OpKill, p.t.s.calls.kill, &taskapi.KillRequest{
+	c := p.t.s.calls.kill
+	c.repeat = signal == syscall.SIGKILL // another signal might come twice
+	return p.do(ctx, task.OpKill, c, &taskapi.KillRequest{
 		ID: p.t.id.Container, ExecID: p.execID, Signal: uint32(signal), All: all && p.execID == "",
 	}, &emptypb.Empty{})
 }
