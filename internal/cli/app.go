@@ -136,15 +136,14 @@ func (a *App) takeSignals() <-chan os.Signal {
 // root is the command tree.
 func (a *App) root() *cli.Command {
 	root := &cli.Command{
-		Name:                  "berth",
-		Usage:                 "run and manage containers",
-		UsageText:             "berth [global flags] VERB [flags] [arguments]",
-		Version:               version.Get().String(),
-		EnableShellCompletion: true,
-		Suggest:               true,
-		HideHelpCommand:       true,
-		Writer:                a.Stdout,
-		ErrWriter:             a.Stderr,
+		Name:            "berth",
+		Usage:           "run and manage containers",
+		UsageText:       "berth [global flags] VERB [flags] [arguments]",
+		Version:         version.Get().String(),
+		Suggest:         true,
+		HideHelpCommand: true,
+		Writer:          a.Stdout,
+		ErrWriter:       a.Stderr,
 		Description: `Examples:
   berth import image.tar                   load an image from a tar archive
   berth pull registry.example/alpine       fetch one from a registry
@@ -175,7 +174,8 @@ address. "berth completion bash" prints a completion script (also zsh, fish).`,
 			a.killCommand(), a.stopCommand(), a.restartCommand(), a.updateCommand(), a.topCommand(), a.statsCommand(), a.cpCommand(), a.pauseCommand(), a.unpauseCommand(), a.checkpointCommand(), a.restoreCommand(), a.rmCommand(),
 			a.pullCommand(), a.pushCommand(), a.importCommand(), a.exportCommand(), a.imagesCommand(), a.imageCommand(),
 			a.tagCommand(), a.rmiCommand(),
-			a.namespaceCommand(), a.systemCommand(), a.eventsCommand(), a.infoCommand(), a.checkCommand(), a.versionCommand(), a.networkHookCommand(), a.docsCommand(),
+			a.namespaceCommand(), a.systemCommand(), a.eventsCommand(), a.infoCommand(), a.checkCommand(), a.versionCommand(), a.completionCommand(),
+			a.networkHookCommand(), a.docsCommand(), a.completeCommand(),
 		},
 		ExitErrHandler: func(context.Context, *cli.Command, error) {},
 		Action: func(_ context.Context, cmd *cli.Command) error {
@@ -193,9 +193,6 @@ address. "berth completion bash" prints a completion script (also zsh, fish).`,
 // command's flags and help, which takes as long as gRPC's start. Where help,
 // completion or an unknown verb is asked for, the tree stays whole.
 func lone(root *cli.Command, args []string) {
-	if len(args) == 0 || args[len(args)-1] == "--generate-shell-completion" {
-		return
-	}
 	takesValue := map[string]bool{}
 	for _, f := range root.Flags {
 		_, isBool := f.(*cli.BoolFlag)
