@@ -28,7 +28,7 @@ BENCHFLAGS ?=
 UNIT        = $(shell $(GO) list ./... | grep -v -e /test/integration -e /test/conformance -e /test/speccheck -e /test/soak -e /test/load -e /bench)
 
 .DEFAULT_GOAL := help
-.PHONY: help build docs demo clean-demo test test-unit test-integration test-conformance test-executor test-load load vm-test peers peers-buildkit peers-debian conformance-speccheck soak bench lint check tidy fmt install clean
+.PHONY: help build docs demo clean-demo test test-unit test-integration test-conformance test-executor test-load load vm-test peers peers-buildkit peers-debian conformance-speccheck soak bench bench-executor lint check tidy fmt install clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -110,6 +110,13 @@ bench: ## measure Berth beside stock containerd; figures in out/bench.json
 	@scripts/deps bench
 	@$(MAKE) --no-print-directory build peers
 	@$(GO) run ./bench -json $(OUT)/bench.json $(BENCHFLAGS)
+
+# One iteration of a benchmark is one round, in which all executors take a turn.
+bench-executor: build peers peers-buildkit ## measure build steps beside BuildKit's own executors
+	@scripts/deps bench
+	@cd executor && export PATH="$(CURDIR)/$(OUT)/peers/bin:$$PATH" BERTH_TEST_RUNC="$(CURDIR)/$(OUT)/peers/bin/runc" && \
+	$(GO) test -run '^$$' -bench Step -benchtime 100x $(BENCHFLAGS) . && \
+	$(GO) test -run '^$$' -bench Build -benchtime 10x $(BENCHFLAGS) ./cmd/berth-buildkitd
 
 check: ## what CI refuses: unformatted files, go vet
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); \

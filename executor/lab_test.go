@@ -57,7 +57,7 @@ func ours(t *testing.T, cfg executor.Config, test func(t *testing.T, l *lab)) {
 	t.Run("engine", func(t *testing.T) { test(t, engineLab(t, cfg)) })
 }
 
-func peerLab(t *testing.T) *lab {
+func peerLab(t testing.TB) *lab {
 	d := harness.Start(t, harness.Config{Kind: harness.Stock, NoImage: true})
 	c := d.Client(t)
 	root := filepath.Join(d.State, "executor")
@@ -73,13 +73,22 @@ func peerLab(t *testing.T) *lab {
 	return &lab{Executor: x, peer: true, client: c, namespace: d.Namespace, root: root}
 }
 
-func daemonLab(t *testing.T, kind harness.Kind, cfg executor.Config) *lab {
-	d := harness.Start(t, harness.Config{Kind: kind, NoImage: true})
+func daemonLab(t testing.TB, kind harness.Kind, cfg executor.Config) *lab {
+	d := harness.Start(t, harness.Config{Kind: kind, NoImage: true, Linger: linger(t)})
 	cfg.Root, cfg.Namespace = filepath.Join(d.State, "executor"), d.Namespace
 	return newLab(t, d.Client(t), cfg)
 }
 
-func engineLab(t *testing.T, cfg executor.Config) *lab {
+// linger is how long a shim waits for the next step: a test is not to wait for
+// it, a benchmark has as much time between its steps as a build may have.
+func linger(t testing.TB) time.Duration {
+	if _, ok := t.(*testing.B); ok {
+		return 5 * time.Second
+	}
+	return 200 * time.Millisecond
+}
+
+func engineLab(t testing.TB, cfg executor.Config) *lab {
 	dir, err := os.MkdirTemp("/tmp", "bx-")
 	if err != nil {
 		t.Fatal(err)
@@ -93,7 +102,7 @@ func engineLab(t *testing.T, cfg executor.Config) *lab {
 	})
 	e, err := engine.Open(t.Context(), engine.Config{
 		Root: filepath.Join(dir, "root"), State: filepath.Join(dir, "run"),
-		ShimBinary: harness.Shim(t), Linger: 200 * time.Millisecond,
+		ShimBinary: harness.Shim(t), Linger: linger(t),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -112,7 +121,7 @@ func engineLab(t *testing.T, cfg executor.Config) *lab {
 	return newLab(t, c, cfg)
 }
 
-func newLab(t *testing.T, c *client.Client, cfg executor.Config) *lab {
+func newLab(t testing.TB, c *client.Client, cfg executor.Config) *lab {
 	x, err := executor.New(c, cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -127,7 +136,7 @@ func newLab(t *testing.T, c *client.Client, cfg executor.Config) *lab {
 }
 
 // checkClient finds containers, tasks and files of steps.
-func checkClient(t *testing.T, c *client.Client, cfg executor.Config) {
+func checkClient(t testing.TB, c *client.Client, cfg executor.Config) {
 	ctx := namespaces.WithNamespace(context.Background(), cfg.Namespace)
 	list, err := c.Containers(ctx)
 	if err != nil {
@@ -145,7 +154,7 @@ func checkClient(t *testing.T, c *client.Client, cfg executor.Config) {
 }
 
 // checkMachine finds mounts, processes and cgroups of an engine in this process.
-func checkMachine(t *testing.T, dir, namespace string) {
+func checkMachine(t testing.TB, dir, namespace string) {
 	var left []string
 	harness.Poll(limit, func() bool {
 		left = nil
@@ -187,7 +196,7 @@ func (r sourceRef) Mount() ([]mount.Mount, func() error, error) {
 }
 
 // rootfs makes a root file system with busybox and a few users.
-func rootfs(t *testing.T) string {
+func rootfs(t testing.TB) string {
 	root := harness.Rootfs(t)
 	for _, applet := range []string{
 		"stat", "mount", "env", "hostname", "stty", "touch", "kill", "dd", "false", "wc", "chmod", "rm", "mkdir", "ln", "ps", "tail",
@@ -201,7 +210,7 @@ func rootfs(t *testing.T) string {
 	return root
 }
 
-func write(t *testing.T, root, name, text string) {
+func write(t testing.TB, root, name, text string) {
 	if err := os.WriteFile(filepath.Join(root, name), []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -249,7 +258,7 @@ func (l *lab) run(ctx context.Context, root string, meta bk.Meta, mounts ...bk.M
 
 // must runs a step that has to succeed and returns its output without the last
 // line feed.
-func (l *lab) must(t *testing.T, root string, meta bk.Meta, mounts ...bk.Mount) string {
+func (l *lab) must(t testing.TB, root string, meta bk.Meta, mounts ...bk.Mount) string {
 	t.Helper()
 	r := l.run(t.Context(), root, meta, mounts...)
 	if r.failed != nil {

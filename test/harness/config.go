@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -50,11 +51,11 @@ disabled_plugins = [
 // berthToml lets a shim go soon after its last container, which the leak check
 // waits for.
 const berthToml = `[shim]
-linger = "200ms"
+linger = %q
 `
 
 func (d *Daemon) writeConfig() error {
-	text := berthToml
+	text := fmt.Sprintf(berthToml, max(d.config.Linger, 200*time.Millisecond).String())
 	switch {
 	case d.config.Old:
 		text = fmt.Sprintf(oldToml, d.Root, d.State, d.Address, d.Address+".ttrpc")

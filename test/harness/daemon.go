@@ -49,6 +49,8 @@ type Config struct {
 	// NetNS gives the daemon, and so what it starts, a network namespace of its
 	// own.
 	NetNS bool
+	// Linger is how long Berth's shims stay without containers; 0 means 200 ms.
+	Linger time.Duration
 	// NoImage leaves out the import of the test image.
 	NoImage bool
 	// NoLeakCheck is for a test that checks itself what may be left.
