@@ -200,6 +200,7 @@ func rootfs(t testing.TB) string {
 	root := harness.Rootfs(t)
 	for _, applet := range []string{
 		"stat", "mount", "env", "hostname", "stty", "touch", "kill", "dd", "false", "wc", "chmod", "rm", "mkdir", "ln", "ps", "tail",
+		"grep", "readlink", "wget", "ip",
 	} {
 		if err := os.Symlink("busybox", filepath.Join(root, "bin", applet)); err != nil {
 			t.Fatal(err)
@@ -246,6 +247,10 @@ type result struct {
 	out, err string
 	rec      resourcestypes.Recorder
 	failed   error
+}
+
+func withNamespace(l *lab) context.Context {
+	return namespaces.WithNamespace(context.Background(), l.namespace)
 }
 
 // run runs a step to its end.
