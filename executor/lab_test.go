@@ -200,7 +200,7 @@ func rootfs(t testing.TB) string {
 	root := harness.Rootfs(t)
 	for _, applet := range []string{
 		"stat", "mount", "env", "hostname", "stty", "touch", "kill", "dd", "false", "wc", "chmod", "rm", "mkdir", "ln", "ps", "tail",
-		"grep", "readlink", "wget", "ip",
+		"grep", "readlink", "wget",
 	} {
 		if err := os.Symlink("busybox", filepath.Join(root, "bin", applet)); err != nil {
 			t.Fatal(err)

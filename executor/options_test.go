@@ -54,7 +54,7 @@ func TestOptions(t *testing.T) {
 		for name, test := range map[string]func(*testing.T, *lab){
 			"networks": testNetworks, "provider": testProvider, "proxy": testProxy, "DNS": testDNS, "CDI": testCDI,
 			"insecure": testInsecure, "cgroup": testCgroup, "trace socket": testTraceSocket, "rootless": testRootless,
-			"SELinux": testSELinux,
+			"LSM": testLSM,
 		} {
 			t.Run(name, func(t *testing.T) { test(t, l) })
 		}
@@ -377,10 +377,12 @@ func checkRootless(t *testing.T, c client.Container, ctx context.Context) {
 	}
 }
 
-// Where the kernel has no SELinux, no step runs without the label that it was to have.
-func testSELinux(t *testing.T, l *lab) {
-	if _, err := os.Stat("/sys/fs/selinux/enforce"); err == nil {
-		return // what it does then needs a policy of the machine's
+// Where the kernel cannot confine a step as it was to be, it does not run.
+func testLSM(t *testing.T, l *lab) {
+	if _, err := os.Stat("/sys/fs/selinux/enforce"); err != nil {
+		l.with(t, executor.Config{SELinux: true}).fails(t, "SELinux", "selinux is not available", sh("true"))
 	}
-	l.with(t, executor.Config{SELinux: true}).fails(t, "SELinux", "selinux is not available", sh("true"))
+	if _, err := os.Stat("/sys/kernel/security/apparmor"); err != nil {
+		l.with(t, executor.Config{AppArmorProfile: "p"}).fails(t, "AppArmor", "AppArmor is not supported on this host", sh("true"))
+	}
 }
