@@ -171,25 +171,16 @@ func (n pathNamespace) Set(s *specs.Spec) error {
 
 // A step's resolv.conf is that of the namespace that it is in.
 func testResolvConf(t *testing.T, l *lab) {
-	made := make(chan error, 1)
-	go func() { // never unlocks its thread, which ends with it
-		runtime.LockOSThread()
-		err := os.WriteFile("/run/netns/lab", nil, 0o600)
-		if err == nil {
-			err = unix.Unshare(unix.CLONE_NEWNET)
-		}
-		if err == nil {
-			err = unix.Mount("/proc/thread-self/ns/net", "/run/netns/lab", "", unix.MS_BIND, "")
-		}
-		made <- err
-	}()
-	if err := <-made; err != nil {
+	write(t, "/run/netns", "lab", "")
+	if err := inNetns("", func() error {
+		return unix.Mount("/proc/thread-self/ns/net", "/run/netns/lab", "", unix.MS_BIND, "")
+	}); err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = unix.Unmount("/run/netns/lab", unix.MNT_DETACH) }()
 	l = l.with(t, executor.Config{Networks: map[pb.NetMode]network.Provider{
 		pb.NetMode_UNSET: pathProvider("/run/netns/lab"), pb.NetMode_NONE: network.NewNoneProvider(),
-		pb.NetMode_HOST: network.NewHostProvider(), 50: pathProvider("/proc/self/ns/net"),
+		pb.NetMode_HOST: network.NewHostProvider(), 50: pathProvider("/proc/thread-self/ns/net"),
 	}})
 	for _, c := range []struct {
 		host, behind, named string // files; empty: not there

@@ -101,7 +101,8 @@ func overrideDNS(rc *resolvconf.ResolvConf, dns *oci.DNSConfig) error {
 }
 
 // stepNetns says whether the spec has a network namespace that is not this
-// process's, and the path if it is one that exists.
+// process's, and the path if it is one that exists. /proc/self would be the
+// first thread, which a network provider may have left in another namespace.
 func stepNetns(spec *specs.Spec) (path string, own bool) {
 	i := slices.IndexFunc(spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.NetworkNamespace })
 	if i < 0 {
@@ -109,7 +110,7 @@ func stepNetns(spec *specs.Spec) (path string, own bool) {
 	}
 	path = spec.Linux.Namespaces[i].Path
 	var theirs, ours unix.Stat_t
-	if path == "" || unix.Stat(path, &theirs) != nil || unix.Stat("/proc/self/ns/net", &ours) != nil {
+	if path == "" || unix.Stat(path, &theirs) != nil || unix.Stat("/proc/thread-self/ns/net", &ours) != nil {
 		return path, true
 	}
 	return path, theirs.Dev != ours.Dev || theirs.Ino != ours.Ino

@@ -62,7 +62,7 @@ func TestOptions(t *testing.T) {
 }
 
 func testNetworks(t *testing.T, l *lab) {
-	own, err := os.Readlink("/proc/self/ns/net")
+	own, err := os.Readlink("/proc/thread-self/ns/net")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,23 +122,35 @@ func (n ttlNamespace) OnCreateRuntime(pid uint32) error {
 	if n.p.fail != nil {
 		return n.p.fail
 	}
-	done := make(chan error, 1)
-	go func() { done <- setTTL(pid) }()
-	return <-done
+	return inNetns(fmt.Sprintf("/proc/%d/ns/net", pid), func() error {
+		return os.WriteFile("/proc/sys/net/ipv4/ip_default_ttl", []byte("42"), 0)
+	})
 }
 
-// setTTL never unlocks its thread: it is in another namespace, and ends with it.
-func setTTL(pid uint32) error {
+// inNetns calls f in a network namespace, or in a new one. Its thread comes
+// back: the first one of a process cannot end, and is what /proc/self shows.
+func inNetns(path string, f func() error) error {
 	runtime.LockOSThread()
-	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
+	own, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
 		return err
 	}
-	defer ns.Close()
-	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-		return err
+	defer own.Close()
+	if path == "" {
+		err = unix.Unshare(unix.CLONE_NEWNET)
+	} else if ns, oerr := os.Open(path); oerr != nil {
+		err = oerr
+	} else {
+		err = errors.Join(unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET), ns.Close())
 	}
-	return os.WriteFile("/proc/sys/net/ipv4/ip_default_ttl", []byte("42"), 0)
+	if err == nil {
+		err = f()
+	}
+	if back := unix.Setns(int(own.Fd()), unix.CLONE_NEWNET); back != nil {
+		return errors.Join(err, back)
+	}
+	runtime.UnlockOSThread()
+	return err
 }
 
 // A provider's network is made ready before the step's program runs, told of
