@@ -408,3 +408,35 @@ func writeFile(t *testing.T, path string) {
 		t.Fatal(err)
 	}
 }
+
+// A process in the background holds an exec's output open: the exec ends, and is
+// deleted, without it. It goes on.
+func TestExecDeletedBesideItsChild(t *testing.T) {
+	r := newRemote(t, v3, "")
+	c := r.make(t, "c", tasktest.Forever, true)
+	cfg := r.Exec(t, "sleep 1000 & echo $!; exit 3")
+	out := filepath.Join(r.dir, "out")
+	cfg.Stdio.Stdout = "file://" + out
+	p, err := c.Exec(ctx(t), "e", cfg)
+	if err == nil {
+		_, err = p.Start(ctx(t))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.checkExit(p, "c", 3); err != nil {
+		t.Error(err)
+	}
+	if _, err := p.State(ctx(t)); !errdefs.IsNotFound(err) {
+		t.Errorf("state of the deleted exec: %v", err)
+	}
+	if data, err := os.ReadFile(out); err != nil || len(data) < 2 {
+		t.Errorf("output %q, %v", data, err)
+	}
+	pids, err := c.Pids(ctx(t))
+	if err != nil || len(pids) < 2 {
+		t.Errorf("processes %v (%v), want init and what is in the background", pids, err)
+	}
+	r.kill(t, c)
+	r.noZombies(t)
+}

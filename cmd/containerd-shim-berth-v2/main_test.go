@@ -15,6 +15,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
 
 	bootstrap "github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	taskAPI "github.com/containerd/containerd/api/runtime/task/v3"
@@ -323,6 +324,32 @@ func TestShimCgroup(t *testing.T) {
 		}
 		s.must("Shutdown", &taskAPI.ShutdownRequest{}, &emptypb.Empty{})
 		s.ended()
+	}
+}
+
+// SCHED_CORE gives the shim, or guard and shim, cores of their own; a kernel that
+// cannot do that is no reason to run without.
+func TestSchedCore(t *testing.T) {
+	d := newDaemon(t)
+	bundle := d.bundle("c", "exit 0", nil)
+	cookie := func(pid int) (c uint64, err error) {
+		err = unix.Prctl(unix.PR_SCHED_CORE, unix.PR_SCHED_CORE_GET, uintptr(pid), unix.PR_SCHED_CORE_SCOPE_THREAD, uintptr(unsafe.Pointer(&c)))
+		return c, err
+	}
+	if _, err := cookie(os.Getpid()); err == nil {
+		s := d.start(bundle, "SCHED_CORE=1")
+		if c, err := cookie(s.pid); err != nil || c == 0 {
+			t.Errorf("the shim's cookie is %d (%v)", c, err)
+		}
+		s.must("Shutdown", &taskAPI.ShutdownRequest{}, &emptypb.Empty{})
+		s.ended()
+		return
+	}
+	for _, action := range []string{"start", "guard"} {
+		out, err := d.command(bundle, []string{"SCHED_CORE=1"}, action).CombinedOutput()
+		if err == nil || !strings.Contains(string(out), "SCHED_CORE: core scheduling") {
+			t.Errorf("%s: %v, %q", action, err, out)
+		}
 	}
 }
 

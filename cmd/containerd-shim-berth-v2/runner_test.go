@@ -237,7 +237,9 @@ func (t remoteTask) Checkpoint(ctx context.Context, cfg task.CheckpointConfig) e
 }
 
 func (t remoteTask) Exec(ctx context.Context, id string, cfg task.ExecConfig) (task.Process, error) {
-	err := t.do(ctx, "Exec", &taskAPI.ExecProcessRequest{ID: t.container, ExecID: id, Spec: &anypb.Any{Value: cfg.Spec}})
+	err := t.do(ctx, "Exec", &taskAPI.ExecProcessRequest{
+		ID: t.container, ExecID: id, Spec: &anypb.Any{Value: cfg.Spec}, Stdout: cfg.Stdio.Stdout,
+	})
 	return remoteProcess{t.remote, t.container, id}, err
 }
 

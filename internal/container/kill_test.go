@@ -108,6 +108,14 @@ func TestUpdateEffects(t *testing.T) {
 				"/cpuset.cpus": "0", "/pids.max": fmt.Sprint(100 * n),
 			}
 		}
+		// Only kernels that account for swap have these.
+		swap, bytes := filepath.Join("/sys/fs/cgroup/memory", paths["memory"], "memory.memsw.limit_in_bytes"), n<<29
+		if unified {
+			swap, bytes = filepath.Join("/sys/fs/cgroup", paths[""], "memory.swap.max"), n<<29-n<<28
+		}
+		if got, err := os.ReadFile(swap); !os.IsNotExist(err) && strings.TrimSpace(string(got)) != fmt.Sprint(bytes) {
+			t.Errorf("%s is %q (%v), want %d", swap, got, err, bytes)
+		}
 		for file, value := range want {
 			hierarchy, name, _ := strings.Cut(file, "/")
 			path := filepath.Join("/sys/fs/cgroup", hierarchy, paths[hierarchy], name)

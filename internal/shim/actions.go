@@ -82,8 +82,7 @@ func Start(a Args, in io.Reader, out io.Writer) error {
 }
 
 // place puts this process, and so the shim that it starts, where the daemon wants
-// shims: in the cgroup that the runtime's options name, and with SCHED_CORE, which
-// operators set, in a group of processes that shares no core with others.
+// shims: in the cgroup that the runtime's options name, and where shareNoCore does.
 func place(params *bootstrap.BootstrapParams, given []byte) error {
 	var o options.Options
 	if params != nil {
@@ -100,11 +99,19 @@ func place(params *bootstrap.BootstrapParams, given []byte) error {
 			return fmt.Errorf("option shim_cgroup: %w", err)
 		}
 	}
-	if os.Getenv("SCHED_CORE") != "" {
-		err := unix.Prctl(unix.PR_SCHED_CORE, unix.PR_SCHED_CORE_CREATE, 0, unix.PR_SCHED_CORE_SCOPE_PROCESS_GROUP, 0)
-		if err != nil {
-			return fmt.Errorf("SCHED_CORE: core scheduling: %w", err)
-		}
+	return shareNoCore()
+}
+
+// shareNoCore puts this process and its children, with SCHED_CORE, which
+// operators set in the daemon's environment, into a group that shares no core
+// with others.
+func shareNoCore() error {
+	if os.Getenv("SCHED_CORE") == "" {
+		return nil
+	}
+	err := unix.Prctl(unix.PR_SCHED_CORE, unix.PR_SCHED_CORE_CREATE, 0, unix.PR_SCHED_CORE_SCOPE_PROCESS_GROUP, 0)
+	if err != nil {
+		return fmt.Errorf("SCHED_CORE: core scheduling: %w", err)
 	}
 	return nil
 }

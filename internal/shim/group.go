@@ -147,6 +147,9 @@ func RunGuard(a Args, in io.Reader, out io.WriteCloser) error {
 	if err != nil {
 		return err
 	}
+	if err := shareNoCore(); err != nil {
+		return err
+	}
 	dir, err := os.Getwd()
 	if err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -15,6 +16,7 @@ import (
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/berthd/berth/test/harness"
@@ -109,6 +111,16 @@ func TestResources(t *testing.T) {
 // updateTask gives the container 48 MiB of memory and 77 processes.
 func updateTask(t *testing.T, d *harness.Daemon, id string) {
 	t.Helper()
+	memory, pids := int64(48<<20), int64(77)
+	if err := update(t, d, id, &specs.LinuxResources{
+		Memory: &specs.LinuxMemory{Limit: &memory}, Pids: &specs.LinuxPids{Limit: &pids},
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func update(t *testing.T, d *harness.Daemon, id string, r *specs.LinuxResources) error {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(namespaces.WithNamespace(context.Background(), d.Namespace), time.Minute)
 	defer cancel()
 	container, err := d.Client(t).LoadContainer(ctx, id)
@@ -119,13 +131,7 @@ func updateTask(t *testing.T, d *harness.Daemon, id string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	memory, pids := int64(48<<20), int64(77)
-	err = task.Update(ctx, containerd.WithResources(&specs.LinuxResources{
-		Memory: &specs.LinuxMemory{Limit: &memory}, Pids: &specs.LinuxPids{Limit: &pids},
-	}))
-	if err != nil {
-		t.Fatal(err)
-	}
+	return task.Update(ctx, containerd.WithResources(r))
 }
 
 // TestResourcesOOM lets the kernel kill containers for memory, init itself and a
@@ -178,4 +184,60 @@ func lastIndex(list []string, want string) int {
 		}
 	}
 	return 0
+}
+
+// TestResourcesBlockIO changes the block I/O limits of a running container: the
+// cgroup shows them. A runtime that would ignore them is not asked. Against Berth
+// alone: stock containerd takes what the runtime drops for done.
+func TestResourcesBlockIO(t *testing.T) {
+	t.Parallel()
+	disks, err := filepath.Glob("/sys/block/*/dev")
+	if err != nil || len(disks) == 0 {
+		t.Fatalf("no block device (%v)", err)
+	}
+	device, err := os.ReadFile(disks[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	var major, minor int64
+	if _, err := fmt.Sscanf(string(device), "%d:%d", &major, &minor); err != nil {
+		t.Fatal(err)
+	}
+	throttle := func(rate uint64) []specs.LinuxThrottleDevice {
+		d := specs.LinuxThrottleDevice{Rate: rate}
+		d.Major, d.Minor = major, minor
+		return []specs.LinuxThrottleDevice{d}
+	}
+	d := harness.Start(t, harness.Config{})
+	// The peers' runc can; that of Debian 12 is too old.
+	id := d.ID("io")
+	start(t, d, id, "--runc-binary", filepath.Join(filepath.Dir(d.Programs.StockShim), "runc"))
+	pid := d.TaskPID(t, id)
+	for _, n := range []uint64{1, 2} {
+		if err := update(t, d, id, &specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{
+			ThrottleReadBpsDevice: throttle(n << 20), ThrottleWriteIOPSDevice: throttle(100 * n),
+		}}); err != nil {
+			t.Fatal(err)
+		}
+		for file, want := range map[string][2]string{
+			"blkio.throttle.read_bps_device":   {fmt.Sprintf("%d:%d %d", major, minor, n<<20), fmt.Sprintf("%d:%d rbps=%d ", major, minor, n<<20)},
+			"blkio.throttle.write_iops_device": {fmt.Sprintf("%d:%d %d", major, minor, 100*n), fmt.Sprintf(" wiops=%d", 100*n)},
+		} {
+			if got := cgroupValue(t, pid, "blkio", file, "io.max"); !strings.Contains(got, want[0]) && !strings.Contains(got, want[1]) {
+				t.Errorf("%s is %q, want %q", file, got, want)
+			}
+		}
+	}
+	remove(t, d, id)
+
+	if version, err := exec.Command(d.Programs.Runc, "--version").Output(); err != nil || !strings.HasPrefix(string(version), "runc version 1.1.") {
+		return // nothing here would ignore them
+	}
+	old := d.ID("old")
+	start(t, d, old)
+	err = update(t, d, old, &specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{ThrottleReadBpsDevice: throttle(1 << 20)}})
+	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "throttleReadBpsDevice") {
+		t.Errorf("update by a runtime that ignores it: %v", err)
+	}
+	remove(t, d, old)
 }

@@ -89,6 +89,47 @@ func TestOutputGiB(t *testing.T) {
 	}
 }
 
+// TestOutputGiBDetached sends 1 GiB and a last line to a file, and to a logger:
+// with the end of the container nothing is missing, to the last byte.
+func TestOutputGiBDetached(t *testing.T) {
+	t.Parallel()
+	d := harness.Start(t, harness.Config{})
+	dir := t.TempDir()
+	logger, count, file := filepath.Join(dir, "logger"), filepath.Join(dir, "count"), filepath.Join(dir, "file")
+	script := fmt.Sprintf("#!/bin/sh\nexec 5>&-\n{ head -c %d | wc -c; cat; } <&3 >%s.new && mv %s.new %s\n", 1<<30, count, count, count)
+	if err := os.WriteFile(logger, []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for i, uri := range []string{"binary://" + logger, "file://" + file} {
+		id := d.ID(fmt.Sprintf("big%d", i))
+		d.MustCtr(t, "run", "--detach", "--log-uri", uri, harness.Image, id, "sh", "-c", fmt.Sprintf("head -c %d /dev/zero; echo the end", 1<<30))
+		if code := d.WaitTask(t, id)(); code != 0 {
+			t.Errorf("%s: exit code %d", uri, code)
+		}
+		d.AwaitStatus(t, id, "STOPPED")
+		remove(t, d, id)
+	}
+	harness.Await(t, time.Minute, "the logger's end", func() bool {
+		_, err := os.Stat(count)
+		return err == nil
+	})
+	if got, err := os.ReadFile(count); err != nil || string(got) != fmt.Sprintf("%d\nthe end\n", 1<<30) {
+		t.Errorf("the logger had %q (%v)", got, err)
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	end := make([]byte, 8)
+	if _, err := f.ReadAt(end, 1<<30); err != nil || string(end) != "the end\n" {
+		t.Errorf("the file ends with %q (%v)", end, err)
+	}
+	if st, err := f.Stat(); err != nil || st.Size() != 1<<30+8 {
+		t.Errorf("a file of %d bytes (%v)", st.Size(), err)
+	}
+}
+
 // TestReaderNeverReturns leaves a container alone with a FIFO that nobody
 // reads: it blocks when that is full, and can be ended and deleted.
 func TestReaderNeverReturns(t *testing.T) {
