@@ -30,6 +30,8 @@ func (a *App) exportCommand() *cli.Command {
 			str("output", "write to a `FILE` instead of standard output", "o"),
 			str("platform", "write for a `PLATFORM`, e.g. linux/arm64"),
 			yes("all-platforms", "write what is here for every platform"),
+			yes("quiet", "show no progress", "q"),
+			yes("json", "print the progress as JSON objects, a line each; needs --output"),
 		},
 		UseShortOptionHandling: true,
 		Action: func(ctx context.Context, cmd *cli.Command) error {
@@ -44,8 +46,15 @@ func (a *App) exportCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
+			mode, err := readProgress(cmd)
+			if err != nil {
+				return err
+			}
+			if mode == progressJSON && (name == "" || name == "-") {
+				return usageError("--json needs --output FILE: the archive goes to standard output")
+			}
 			return a.with(ctx, cmd, func(ctx context.Context, s *session) error {
-				return s.export(ctx, cmd.Args().Slice(), name, opts)
+				return s.export(ctx, cmd.Args().Slice(), name, mode, opts)
 			})
 		},
 	}
@@ -69,14 +78,15 @@ func exportOptions(cmd *cli.Command) ([]archive.ExportOpt, error) {
 }
 
 // export writes to a file that appears when it is complete.
-func (s *session) export(ctx context.Context, names []string, file string, opts []archive.ExportOpt) (err error) {
+func (s *session) export(ctx context.Context, names []string, file string, mode progressMode, opts []archive.ExportOpt) (err error) {
 	var refs []image.StoreOpt
+	var written []string
 	for _, name := range names {
 		img, err := s.findImage(ctx, name)
 		if err != nil {
 			return err
 		}
-		refs = append(refs, image.WithExtraReference(img.Name))
+		refs, written = append(refs, image.WithExtraReference(img.Name)), append(written, img.Name)
 	}
 	out := s.Stdout
 	if file != "" && file != "-" {
@@ -97,12 +107,21 @@ func (s *session) export(ctx context.Context, names []string, file string, opts 
 		}
 	}
 	// The stream writes in the background; its Close says that all is written.
-	w := &notifyClose{Writer: out, closed: make(chan struct{})}
-	if err := s.client.Transfer(ctx, image.NewStore("", refs...), archive.NewImageExportStream(w, "", opts...)); err != nil {
+	progress := s.progress(mode)
+	defer progress.end()
+	body := &counted{w: out, name: firstOf(file, "standard output"), event: "writing", progress: progress}
+	w := &notifyClose{Writer: body, closed: make(chan struct{})}
+	if err := s.transfer(ctx, image.NewStore("", refs...), archive.NewImageExportStream(w, "", opts...), progress); err != nil {
 		return fmt.Errorf("export: %w", err)
 	}
 	select {
 	case <-w.closed:
+		progress.end()
+		for _, name := range written {
+			if mode == progressJSON && w.err == nil {
+				s.done(mode, name)
+			}
+		}
 		return w.err
 	case <-ctx.Done():
 		return ctx.Err()

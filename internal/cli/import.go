@@ -33,7 +33,7 @@ func (a *App) importCommand() *cli.Command {
   berth import alpine.tar
   berth import --tag demo:1 build/image.tar
   docker save alpine | berth import`,
-		Flags: []cli.Flag{
+		Flags: append([]cli.Flag{
 			str("tag", "`NAME` for the image, for an archive with one", "t"),
 			str("base-name", "`NAME` to which tags in the archive are added"),
 			str("platform", "load for a `PLATFORM`, e.g. linux/arm64"),
@@ -41,8 +41,7 @@ func (a *App) importCommand() *cli.Command {
 			yes("no-unpack", "leave the unpacking to the first run"),
 			list("label", "`KEY=VALUE` on the images"),
 			&cli.StringFlag{Name: "snapshotter", Usage: "`NAME` of the snapshotter", Sources: cli.EnvVars("CONTAINERD_SNAPSHOTTER")},
-			yes("quiet", "print the names alone", "q"),
-		},
+		}, progressFlags("names")...),
 		UseShortOptionHandling: true,
 		Action:                 a.importImages,
 	}
@@ -82,10 +81,12 @@ func (a *App) importImages(ctx context.Context, cmd *cli.Command) error {
 		}
 		base = baseName(base)
 	}
+	mode, err := readProgress(cmd)
+	if err != nil {
+		return err
+	}
 	return a.with(ctx, cmd, func(ctx context.Context, s *session) error {
-		return s.load(ctx, &counted{r: in}, &loading{
-			archive: name, opts: opts, tag: tag, base: base, quiet: cmd.Bool("quiet"),
-		})
+		return s.load(ctx, in, &loading{archive: name, opts: opts, tag: tag, base: base, progress: mode})
 	})
 }
 
@@ -119,15 +120,20 @@ func importOptions(cmd *cli.Command) ([]image.StoreOpt, error) {
 
 // loading is an archive to be loaded.
 type loading struct {
-	archive string // as the user named it
-	opts    []image.StoreOpt
-	tag     string // full name for the one image in it, or empty
-	base    string // what tags in the archive are added to, or empty
-	quiet   bool
+	archive  string // as the user named it
+	opts     []image.StoreOpt
+	tag      string // full name for the one image in it, or empty
+	base     string // what tags in the archive are added to, or empty
+	progress progressMode
 }
 
 // load sends the archive to the daemon and prints the names that came of it.
-func (s *session) load(ctx context.Context, body *counted, l *loading) error {
+func (s *session) load(ctx context.Context, in *os.File, l *loading) error {
+	progress := s.progress(l.progress)
+	body := &counted{r: in, name: l.archive, event: "reading", progress: progress}
+	if st, err := in.Stat(); err == nil && st.Mode().IsRegular() {
+		body.total = st.Size()
+	}
 	refs := image.WithNamedPrefix(firstOf(l.base, "import-"+time.Now().Format("2006-01-02")), l.base == "")
 	// Under a tag, no name in the archive counts: every image of it gets a
 	// name that nobody else has, until it is known that there is one image.
@@ -140,9 +146,8 @@ func (s *session) load(ctx context.Context, body *counted, l *loading) error {
 	if err != nil {
 		return err
 	}
-	progress, done := s.progress(l.quiet)
-	err = s.transfer(ctx, archive.NewImageImportStream(body, ""), image.NewStore("", append(l.opts, refs)...), transfer.WithProgress(progress))
-	done()
+	err = s.transfer(ctx, archive.NewImageImportStream(body, ""), image.NewStore("", append(l.opts, refs)...), progress)
+	progress.end()
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return err
@@ -168,7 +173,7 @@ func (s *session) load(ctx context.Context, body *counted, l *loading) error {
 	}
 	slices.Sort(names)
 	for _, name := range names {
-		s.printf("%s\n", name)
+		s.done(l.progress, name)
 	}
 	return nil
 }
@@ -243,18 +248,35 @@ func (s *session) tagLoaded(ctx context.Context, l *loading, prefix string) erro
 	if err := s.tag(ctx, list[0].Name, l.tag, true); err != nil {
 		return err
 	}
-	s.printf("%s\n", l.tag)
+	s.done(l.progress, l.tag)
 	return nil
 }
 
-// counted counts what is read through it.
+// counted counts what is read or written through it, and shows it.
 type counted struct {
-	r io.Reader
-	n atomic.Int64
+	r        io.Reader
+	w        io.Writer
+	n        atomic.Int64
+	total    int64 // bytes, 0 where that is not known
+	name     string
+	event    string
+	progress *progressView
 }
 
 func (c *counted) Read(p []byte) (int, error) {
 	n, err := c.r.Read(p)
-	c.n.Add(int64(n))
+	c.add(n)
 	return n, err
+}
+
+func (c *counted) Write(p []byte) (int, error) {
+	n, err := c.w.Write(p)
+	c.add(n)
+	return n, err
+}
+
+func (c *counted) add(n int) {
+	if n > 0 {
+		c.progress.update(transfer.Progress{Event: c.event, Name: c.name, Progress: c.n.Add(int64(n)), Total: c.total})
+	}
 }

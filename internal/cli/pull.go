@@ -11,7 +11,6 @@ import (
 	"strings"
 
 	"github.com/containerd/console"
-	"github.com/containerd/containerd/v2/core/transfer"
 	"github.com/containerd/containerd/v2/core/transfer/image"
 	"github.com/containerd/containerd/v2/core/transfer/registry"
 	"github.com/containerd/errdefs"
@@ -56,15 +55,14 @@ HTTP. Examples:
 
 // registryFlags are those of pull and push.
 func registryFlags() []cli.Flag {
-	return []cli.Flag{
+	return append([]cli.Flag{
 		list("platform", "move it for a `PLATFORM`, e.g. linux/arm64; several are possible"),
 		yes("all-platforms", "move it for every platform"),
 		yes("plain-http", "speak HTTP without TLS"),
 		str("user", "`NAME[:PASSWORD]` at the registry; asked for where it is left out", "u"),
 		yes("password-stdin", "read the password from standard input"),
 		str("hosts-dir", "`DIR` with the registries' configuration (hosts.toml)"),
-		yes("quiet", "print the name alone", "q"),
-	}
+	}, progressFlags("name")...)
 }
 
 // pullRequest is an image to fetch. The zero value of the rest is a public
@@ -80,16 +78,20 @@ type pullRequest struct {
 	hostsDir     string
 	snapshotter  string
 	labels       map[string]string
-	// result: print the image's name on standard output; else nothing but
-	// progress, on standard error.
-	result, quiet bool
+	// result: print the image's name too; else nothing but progress.
+	result   bool
+	progress progressMode
 }
 
 func (a *App) newPullRequest(cmd *cli.Command) (pullRequest, error) {
 	r := pullRequest{
 		allPlatforms: cmd.Bool("all-platforms"), plainHTTP: cmd.Bool("plain-http"),
 		hostsDir: cmd.String("hosts-dir"), snapshotter: cmd.String("snapshotter"),
-		quiet: cmd.Bool("quiet"), result: true,
+		result: true,
+	}
+	var err error
+	if r.progress, err = readProgress(cmd); err != nil {
+		return r, err
 	}
 	for _, s := range cmd.StringSlice("platform") {
 		p, err := platforms.Parse(s)
@@ -108,7 +110,6 @@ func (a *App) newPullRequest(cmd *cli.Command) (pullRequest, error) {
 		}
 		r.hostsDir = dir
 	}
-	var err error
 	if r.labels, err = runspec.ParseLabels(cmd.StringSlice("label"), ""); err != nil {
 		return r, err
 	}
@@ -164,9 +165,9 @@ func (s *session) pull(ctx context.Context, r pullRequest) error {
 	if err != nil {
 		return err
 	}
-	progress, done := s.progress(r.quiet)
-	err = s.transfer(ctx, src, store, transfer.WithProgress(progress))
-	done()
+	progress := s.progress(r.progress)
+	err = s.transfer(ctx, src, store, progress)
+	progress.end()
 	switch {
 	case errdefs.IsNotFound(err):
 		return say(errdefs.ErrNotFound, "image %q: the registry does not have it, or not for this platform (is the name right? %s)", name, oneLine(err))
@@ -176,7 +177,7 @@ func (s *session) pull(ctx context.Context, r pullRequest) error {
 		return fmt.Errorf("image %q: pull: %w", name, err)
 	}
 	if r.result {
-		s.printf("%s\n", name)
+		s.done(r.progress, name)
 	}
 	return nil
 }
@@ -195,22 +196,6 @@ func (r *pullRequest) registry(ctx context.Context, name string) (*registry.OCIR
 		return nil, fmt.Errorf("image %q: %w", name, err)
 	}
 	return reg, nil
-}
-
-// transfer lets the daemon move an image under a lease of ours: the one that
-// it would make itself it cannot drop when the transfer is cancelled, and half
-// an image would stay for a day.
-func (s *session) transfer(ctx context.Context, src, dst any, opts ...transfer.Opt) error {
-	lease := s.startLease(ctx)
-	defer lease.drop()
-	leased, err := lease.context(ctx)
-	if err != nil {
-		return err
-	}
-	err = s.client.Transfer(leased, src, dst, opts...)
-	// A blob that came damaged would be taken up again by the next try.
-	lease.purge = err != nil
-	return err
 }
 
 // store says what to keep of an image.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/containerd/containerd/v2/core/transfer"
 	"github.com/containerd/containerd/v2/core/transfer/image"
 	"github.com/containerd/platforms"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -59,14 +58,14 @@ func (s *session) push(ctx context.Context, name, remote string, r pullRequest) 
 	if r.allPlatforms {
 		ps = nil
 	}
-	progress, done := s.progress(r.quiet)
-	err = s.client.Transfer(ctx, image.NewStore(img.Name, image.WithPlatforms(ps...)), dst, transfer.WithProgress(progress))
-	done()
+	progress := s.progress(r.progress)
+	err = s.transfer(ctx, image.NewStore(img.Name, image.WithPlatforms(ps...)), dst, progress)
+	progress.end()
 	if err != nil && !errors.Is(err, context.Canceled) {
 		return fmt.Errorf("image %q: push to %s: %w", img.Name, full, err)
 	}
 	if err == nil {
-		s.printf("%s\n", full)
+		s.done(r.progress, full)
 	}
 	return err
 }
