@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/labels"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/berthd/berth/internal/cli/runspec"
@@ -195,11 +196,7 @@ func (s *session) prepare(ctx context.Context, m *made, p *plan, image *imageInf
 		mounts, err = prepare()
 	}
 	if p.volatile && err == nil {
-		for i := range mounts {
-			if mounts[i].Type == "overlay" {
-				mounts[i].Options = append(mounts[i].Options, "volatile")
-			}
-		}
+		m.record.Volatile = makeVolatile(mounts)
 	}
 	switch {
 	case errdefs.IsAlreadyExists(err):
@@ -208,6 +205,30 @@ func (s *session) prepare(ctx context.Context, m *made, p *plan, image *imageInf
 		return nil, fmt.Errorf("snapshot %q of image %q: %w", id, image.Name, err)
 	}
 	return mounts, nil
+}
+
+// makeVolatile leaves out the writing of an overlay to the disk: without it the
+// unmount waits for all that the file system below has to write, of others too.
+// It says whether there was an overlay.
+func makeVolatile(mounts []mount.Mount) (done bool) {
+	for i := range mounts {
+		if mounts[i].Type == "overlay" {
+			mounts[i].Options = append(mounts[i].Options, "volatile")
+			done = true
+		}
+	}
+	return done
+}
+
+// knowsVolatile says whether the kernel has volatile overlays: since 5.10.
+func knowsVolatile() bool {
+	var u unix.Utsname
+	var major, minor int
+	if err := unix.Uname(&u); err != nil {
+		return false
+	}
+	_, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor)
+	return err == nil && (major > 5 || major == 5 && minor >= 10)
 }
 
 // removeSnapshot is for cleaning up; what cannot be removed the garbage
@@ -247,7 +268,7 @@ func (m *made) describe(p *plan, image *imageInfo, spec *specs.Spec) error {
 	m.Spec = &anypb.Any{TypeUrl: specType, Value: value}
 	m.record = record{
 		Log: p.log, Detached: p.detached, Remove: p.remove, Terminal: spec.Process.Terminal, StopTimeout: p.stopTimeout,
-		Network: p.net.mode, NetworkOf: p.net.of, Files: m.record.Files,
+		Network: p.net.mode, NetworkOf: p.net.of, Files: m.record.Files, Volatile: m.record.Volatile,
 	}
 	return m.record.put(&m.Container)
 }

@@ -88,7 +88,7 @@ func fileFlags() []cli.Flag {
 		yes("read-only", "make the root file system read-only"),
 		yes("rootfs", "the first argument is a directory, not an image"),
 		str("rootfs-propagation", "`MODE` of the root mount (private, slave, shared)"),
-		yes("volatile", "never write the root file system to the disk; needs --rm"),
+		yes("volatile", "never write the root file system to the disk: what --rm does by itself since kernel 5.10"),
 	}
 }
 

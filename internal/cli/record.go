@@ -26,6 +26,9 @@ type record struct {
 	Detached bool `json:"detached,omitempty"`
 	// Remove says that the container goes with its end in the foreground.
 	Remove bool `json:"remove,omitempty"`
+	// Volatile says that the root file system was never written to the disk: the
+	// kernel does not mount it a second time.
+	Volatile bool `json:"volatile,omitempty"`
 	// Terminal says that its process wants a terminal.
 	Terminal bool `json:"terminal,omitempty"`
 	// StopTimeout is in seconds, nil for the default.

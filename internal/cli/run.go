@@ -62,10 +62,11 @@ func (a *App) run(ctx context.Context, cmd *cli.Command) error {
 	}
 	switch {
 	case p.volatile && !p.remove:
-		return usageError("--volatile needs --rm: after a crash the file system cannot be used again")
+		return usageError("--volatile needs --rm: the file system is for one run")
 	case p.restart.Policy != "" && p.restart.Policy != "no" && !st.detach:
 		return usageError("--restart needs --detach: in the foreground the container ends with this command")
 	}
+	p.volatile = p.volatile || p.remove && knowsVolatile()
 	return a.with(ctx, cmd, func(ctx context.Context, s *session) error {
 		p.detached = st.detach
 		if st.keepsLog() {

@@ -188,6 +188,13 @@ func (a *App) restartCommand() *cli.Command {
 		UseShortOptionHandling: true,
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			return a.each(ctx, cmd, "container", func(ctx context.Context, s *session, id string) error {
+				c, err := s.client.ContainerService().Get(ctx, id)
+				if err != nil {
+					return containerError(id, err)
+				}
+				if r, err := readRecord(&c); err == nil && r.Volatile {
+					return runsOnce(id)
+				}
 				if err := s.stop(ctx, id, cmd); err != nil {
 					return err
 				}

@@ -31,7 +31,7 @@ func (a *App) createCommand() *cli.Command {
 				return err
 			}
 			if p.volatile {
-				return usageError("--volatile needs run --rm: after a crash the file system cannot be used again")
+				return usageError("--volatile needs run --rm: the file system is for one run")
 			}
 			if p.pull == "" {
 				p.pull = "missing"
@@ -126,6 +126,11 @@ func (s *session) startMade(ctx context.Context, cmd *cli.Command, m *made, st *
 	return s.ended(ctx, m, status)
 }
 
+// runsOnce refuses to start a container whose file system is volatile.
+func runsOnce(id string) error {
+	return say(errdefs.ErrFailedPrecondition, "container %q: it was made by run --rm, and its file system is for one run (remove it: berth rm -f %s)", id, id)
+}
+
 // startDetached starts a container in the background and prints its name.
 func (s *session) startDetached(ctx context.Context, id string) error {
 	st := &streams{detach: true, fifoDir: defaultFIFODir}
@@ -168,6 +173,9 @@ func (s *session) startable(ctx context.Context, id string, st *streams) (*made,
 			return nil, err
 		}
 		m.record.Terminal = spec.Process.Terminal
+	}
+	if m.record.Volatile {
+		return nil, runsOnce(id)
 	}
 	if err := s.removeTask(ctx, id, false); err != nil {
 		if errdefs.IsFailedPrecondition(err) {

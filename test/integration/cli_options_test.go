@@ -8,6 +8,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
@@ -30,6 +31,7 @@ func TestCLIOptions(t *testing.T) {
 			"hosts":         {[]string{"--add-host", "db:10.0.0.7"}, sh("grep db /etc/hosts; grep -c localhost /etc/hosts"), "10.0.0.7\tdb\n2\n"},
 			"dns":           {[]string{"--dns", "10.0.0.8", "--dns-search", "a.test", "--dns-option", "ndots:2"}, []string{"cat", "/etc/resolv.conf"}, "nameserver 10.0.0.8\nsearch a.test\noptions ndots:2\n"},
 			"volatile":      {[]string{"--volatile"}, sh("grep -c '^overlay / overlay .*volatile' /proc/mounts"), "1\n"},
+			"rm":            {nil, sh("grep -c '^overlay / overlay .*volatile' /proc/mounts"), "1\n"},
 			"no-pivot":      {[]string{"--no-pivot"}, []string{"echo", "here"}, "here\n"},
 			"nofile":        {[]string{"--rlimit-nofile", "100:200"}, sh("ulimit -n; ulimit -Hn"), "100\n200\n"},
 			"groups":        {[]string{"-u", "7:8", "--group-add", "9"}, []string{"id", "-G"}, "8 9\n"},
@@ -234,4 +236,29 @@ func TestCLILogDriver(t *testing.T) {
 	d.MustBerth(t, "wait", id)
 	checkOneLine(t, d.Berth(t, "logs", id), 1, "no log")
 	d.MustBerth(t, "rm", id)
+}
+
+// A container of run --rm whose client is killed stays; its file system was never
+// written to the disk, so it is for one run.
+func TestCLIRunsOnce(t *testing.T) {
+	t.Parallel()
+	d := harness.Start(t, harness.Config{})
+	id := d.ID("once")
+	client := d.Spawn(t, d.Programs.Berth, "run", "--rm", "--name", id, harness.Image, "sleep", "1000")
+	harness.Await(t, time.Minute, "it runs", func() bool { return strings.Contains(d.Berth(t, "ps", "-q").Stdout, id) })
+	client.Signal(t, syscall.SIGKILL)
+	refused := func(verb string) {
+		r := d.Berth(t, verb, id)
+		if r.Code == 0 || !strings.Contains(r.Stderr, "run --rm") || !strings.Contains(r.Stderr, "berth rm -f "+id) {
+			t.Errorf("%s: %s", verb, r)
+		}
+	}
+	refused("restart")
+	if out := d.MustBerth(t, "ps", "-q"); !strings.Contains(out, id) {
+		t.Errorf("it was ended by the restart that was refused: %q", out)
+	}
+	d.MustBerth(t, "kill", "-s", "KILL", id)
+	d.MustBerth(t, "wait", id)
+	refused("start")
+	d.MustBerth(t, "rm", "-f", id)
 }
