@@ -3,6 +3,7 @@ package attach
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/console"
 	"golang.org/x/sys/unix"
 )
 
@@ -163,6 +165,28 @@ func TestBroken(t *testing.T) {
 	drain(t, a)
 }
 
+// TestFull tells of a file that takes no more, and keeps taking the output.
+func TestFull(t *testing.T) {
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	a := outputs(t, full, func(w *os.File) {
+		_, _ = w.Write(make([]byte, 4*pipeSize))
+		w.Close()
+	})
+	select {
+	case <-a.Broken():
+		if !errors.Is(a.Err(), unix.ENOSPC) {
+			t.Error(a.Err())
+		}
+	case <-time.After(patience):
+		t.Error("not told")
+	}
+	drain(t, a)
+}
+
 // TestInput brings the input and its end, and tells the shim of it.
 func TestInput(t *testing.T) {
 	r, w, err := os.Pipe()
@@ -213,6 +237,89 @@ func TestCloseLeavesNothing(t *testing.T) {
 	var st unix.Stat_t
 	if err := unix.Stat(parent, &st); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestSweep removes what a killed client left, when it was seen without a holder
+// twice, and nothing else.
+func TestSweep(t *testing.T) {
+	parent := t.TempDir()
+	dirs := map[string]string{}
+	for _, name := range []string{"berth-left", "berth-held", "berth-other", "berth-new", "foreign"} {
+		dir := filepath.Join(parent, name)
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		f, err := mkfifo(filepath.Join(dir, "x-stdout"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if name != "berth-held" {
+			f.Close()
+		}
+		defer f.Close()
+		dirs[name] = dir
+	}
+	if err := os.WriteFile(filepath.Join(dirs["berth-other"], "file"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		for name, dir := range dirs {
+			if old := time.Now().Add(-2 * leftTime); name != "berth-new" {
+				if err := os.Chtimes(dir, old, old); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, err := os.Stat(dir); err != nil {
+				t.Error(err)
+			}
+		}
+		sweep(parent)
+	}
+	for name, dir := range dirs {
+		if _, err := os.Stat(dir); os.IsNotExist(err) != (name == "berth-left") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestRawModeEnds gives the modes back also when the command panics.
+func TestRawModeEnds(t *testing.T) {
+	master, name, err := console.NewPty()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer master.Close()
+	tty, err := os.OpenFile(name, os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tty.Close()
+	modes := func() unix.Termios {
+		m, err := unix.IoctlGetTermios(int(tty.Fd()), unix.TCGETS)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return *m
+	}
+	before := modes()
+	func() {
+		defer func() { _ = recover() }()
+		term, err := OpenTerminal(tty, tty, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer term.Restore()
+		if modes() != before {
+			t.Error("the terminal is raw before it is asked for")
+		}
+		if err := term.Raw(); err != nil || modes() == before {
+			t.Errorf("the terminal is not raw: %v", err)
+		}
+		panic("lost")
+	}()
+	if modes() != before {
+		t.Errorf("%+v, before %+v", modes(), before)
 	}
 }
 

@@ -45,7 +45,8 @@ type IO struct {
 	stdin  *os.File // O_RDWR until Start, then the write end
 	pumps  []*pump
 	broken chan struct{}
-	once   sync.Once // closes broken
+	err    error     // set before broken is closed
+	once   sync.Once // sets err and closes broken
 	// detached is closed by the copying of stdin.
 	detached chan struct{}
 	// kept: the FIFOs stay after Close. Set before the goroutines start, or by
@@ -58,7 +59,7 @@ func New(cfg Config) (_ *IO, err error) {
 	if err := os.MkdirAll(cfg.Parent, 0o700); err != nil {
 		return nil, fmt.Errorf("directory for the streams: %w", err)
 	}
-	dir, err := os.MkdirTemp(cfg.Parent, "")
+	dir, err := os.MkdirTemp(cfg.Parent, dirPrefix)
 	if err != nil {
 		return nil, fmt.Errorf("directory for the streams: %w", err)
 	}
@@ -186,11 +187,19 @@ func (io *IO) Detached() <-chan struct{} { return io.detached }
 // Open attaches again.
 func (io *IO) Keep() { io.kept = true }
 
-func (io *IO) breakOff() { io.once.Do(func() { close(io.broken) }) }
+func (io *IO) breakOff(err error) {
+	io.once.Do(func() {
+		io.err = err
+		close(io.broken)
+	})
+}
 
-// Broken is closed when the user's end of standard output is gone (EPIPE);
-// from then on output is dropped.
+// Broken is closed when an output cannot be written to the user's end; from
+// then on it is dropped.
 func (io *IO) Broken() <-chan struct{} { return io.broken }
+
+// Err is why Broken is closed: EPIPE when the reader is gone.
+func (io *IO) Err() error { return io.err }
 
 // Drain waits for the end of the outputs and says whether it came. It gives up
 // when nothing has come for the time quiet: a child in the background may hold
@@ -203,7 +212,8 @@ func (io *IO) Drain(ctx context.Context, quiet time.Duration) bool {
 	return all
 }
 
-// Close ends the copying of outputs and removes the FIFOs.
+// Close ends the copying of outputs and removes the FIFOs, and those that killed
+// clients left beside them.
 func (io *IO) Close() error {
 	var errs []error
 	for _, p := range io.pumps {
@@ -218,5 +228,6 @@ func (io *IO) Close() error {
 	if err := os.RemoveAll(io.dir); err != nil {
 		errs = append(errs, err)
 	}
+	sweep(io.cfg.Parent)
 	return errors.Join(errs...)
 }

@@ -44,15 +44,15 @@ func newPump(name string, dst *os.File) (*pump, error) {
 }
 
 // start lets go of our own write end and runs the pump.
-func (p *pump) start(broken func()) {
+func (p *pump) start(broken func(error)) {
 	p.started = true
 	if p.hold != nil {
 		p.hold.Close()
 	}
 	go func() {
 		defer close(p.done)
-		if err := p.run(); errors.Is(err, unix.EPIPE) {
-			broken()
+		if err := p.run(); err != nil {
+			broken(err)
 			// Reading goes on, or the container would stop in its next write.
 			p.discard()
 		}
@@ -80,7 +80,7 @@ func (p *pump) run() error {
 			return !errors.Is(moveErr, unix.EAGAIN)
 		})
 		if err != nil {
-			return err
+			return ignoreEnd(err)
 		}
 		switch {
 		case errors.Is(moveErr, unix.EINVAL):
