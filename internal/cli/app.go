@@ -4,6 +4,7 @@
 package cli
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -64,7 +65,7 @@ func (a *App) Run(ctx context.Context, args []string) int {
 	if err != nil && errors.Is(context.Cause(ctx), errInterrupted) {
 		err = &exitError{code: 130} // the user knows why
 	}
-	return a.report(verbOf(root), err)
+	return a.report(verbOf(root), err, root.Bool("debug"))
 }
 
 // ending are the signals that end a command. A broken pipe is caught beside them:
@@ -74,14 +75,17 @@ func ending() []os.Signal {
 	return []os.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGPIPE}
 }
 
-// forwarded are the other signals that a process in the foreground gets. Job
-// control (TSTP, TTIN, CONT) keeps its default: it suspends this command, not
-// the container.
+// forwarded are the other signals that a process in the foreground gets: all
+// that can be caught, but for job control (TSTP, TTIN, TTOU, CONT), which
+// suspends this command and not the container, CHLD and URG, which are this
+// process's own, and PROF and 32 to 34, which Go keeps. WINCH is the terminal's.
 func forwarded() []os.Signal {
 	list := []os.Signal{
-		unix.SIGUSR1, unix.SIGUSR2, unix.SIGALRM, unix.SIGPWR, unix.SIGIO, unix.SIGWINCH,
+		unix.SIGILL, unix.SIGTRAP, unix.SIGABRT, unix.SIGBUS, unix.SIGFPE, unix.SIGUSR1, unix.SIGSEGV, unix.SIGUSR2,
+		unix.SIGALRM, unix.SIGSTKFLT, unix.SIGXCPU, unix.SIGXFSZ, unix.SIGVTALRM, unix.SIGWINCH,
+		unix.SIGIO, unix.SIGPWR, unix.SIGSYS,
 	}
-	for s := unix.Signal(34); s <= 64; s++ {
+	for s := unix.Signal(35); s <= 64; s++ {
 		list = append(list, s)
 	}
 	return list
@@ -164,7 +168,7 @@ address. "berth completion bash" prints a completion script (also zsh, fish).`,
 				Name: "namespace", Aliases: []string{"n"}, Local: true, Value: "default",
 				Sources: cli.EnvVars("CONTAINERD_NAMESPACE"), Usage: "the `NAMESPACE` of containers and images",
 			},
-			&cli.BoolFlag{Name: "debug", Local: true, Usage: "say more on standard error"},
+			&cli.BoolFlag{Name: "debug", Local: true, Usage: "say more on standard error: of an error, all that led to it"},
 			&cli.DurationFlag{Name: "timeout", Local: true, Usage: "give up after this `TIME` (0: never)"},
 			&cli.DurationFlag{Name: "connect-timeout", Local: true, Value: 10 * time.Second, Usage: "wait this `TIME` for the daemon"},
 		},
@@ -258,4 +262,27 @@ func (a *App) printf(format string, args ...any) { fmt.Fprintf(a.Stdout, format,
 // warnf writes a line to standard error.
 func (a *App) warnf(format string, args ...any) {
 	fmt.Fprintf(a.Stderr, "berth: "+format+"\n", args...)
+}
+
+// maxLine bounds what a user answers to a question.
+const maxLine = 64 << 10
+
+// readLine reads a line of standard input, until a signal interrupts it.
+func (a *App) readLine(ctx context.Context) (string, error) {
+	type answer struct {
+		line string
+		err  error
+	}
+	got := make(chan answer, 1)
+	go func() { // a read of a terminal cannot be interrupted: it ends with the program
+		line, err := bufio.NewReader(io.LimitReader(a.Stdin, maxLine)).ReadString('\n')
+		got <- answer{line, err}
+	}()
+	select {
+	case r := <-got:
+		return r.line, r.err
+	case <-ctx.Done():
+		fmt.Fprintln(a.Stderr)
+		return "", ctx.Err()
+	}
 }

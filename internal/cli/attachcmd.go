@@ -10,6 +10,7 @@ import (
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/errdefs"
 	"github.com/urfave/cli/v3"
+	"golang.org/x/sys/unix"
 
 	"github.com/berthd/berth/internal/cli/attach"
 )
@@ -20,9 +21,12 @@ func (a *App) attachCommand() *cli.Command {
 		Usage:     "take hold of a container's terminal or streams",
 		ArgsUsage: "CONTAINER",
 		Category:  "Containers",
-		Description: `For a container that was started with -dit, or whose terminal was let go of with
-the detach keys. While nobody is attached its output waits in a pipe; when that
-is full the program waits too. Examples:
+		Description: `Shows what the container writes from now on, forwards signals, and ends with its
+exit code. A container that was started with -dit, or whose terminal was let go
+of with the detach keys, gets the terminal again; while nobody is attached its
+output waits in a pipe, and the program too when that is full. One that was
+started with -d goes on with its log, which berth logs shows without forwarding
+signals. Examples:
   berth run -dit --name sh alpine sh && berth attach sh
   berth attach --detach-keys ctrl-x sh`,
 		Flags: []cli.Flag{
@@ -61,14 +65,20 @@ func (s *session) attachTo(ctx context.Context, id string, keys []byte, input bo
 	if p.Status == tasktypes.Status_STOPPED {
 		return notRunning(id, errdefs.ErrFailedPrecondition)
 	}
+	if m.record.Log != "" && p.Stdout == logURI(m.record.Log) {
+		return s.attachToLog(ctx, m)
+	}
 	if st, err := os.Lstat(p.Stdout); p.Stdout == "" || err != nil || st.Mode().Type() != fs.ModeNamedPipe {
-		return say(errdefs.ErrFailedPrecondition, "container %q: its output does not come through a pipe (see berth logs -f %s; -dit starts one to attach to)", id, id)
+		return say(errdefs.ErrFailedPrecondition, "container %q: its output goes neither to a log nor through a pipe (-d or -dit starts one to attach to)", id)
 	}
 	term, err := (&streams{terminal: p.Terminal, interactive: input && p.Stdin != ""}).openTerminal(s.App)
 	if err != nil {
 		return err
 	}
 	defer term.Restore()
+	if err := term.Raw(); err != nil {
+		return err
+	}
 	cfg := attach.Config{Terminal: p.Terminal, Stdout: s.Stdout, Stderr: s.Stderr}
 	if input {
 		cfg.Stdin = s.Stdin
@@ -80,7 +90,7 @@ func (s *session) attachTo(ctx context.Context, id string, keys []byte, input bo
 	if err != nil {
 		return fmt.Errorf("container %q: attach: %w", id, err)
 	}
-	t := &running{s: s, id: id, io: io}
+	t := &running{s: s, id: id, pid: p.Pid, io: io}
 	t.wait(context.WithoutCancel(ctx))
 	if err := t.attach(ctx); err != nil {
 		io.Close()
@@ -92,4 +102,39 @@ func (s *session) attachTo(ctx context.Context, id string, keys []byte, input bo
 	}
 	removeFIFOs(p.Stdin, p.Stdout, p.Stderr)
 	return s.ended(ctx, m, status)
+}
+
+// attachToLog shows what a container in the background writes from now on, and
+// stands before it as run does: signals are forwarded, the exit code is its own.
+func (s *session) attachToLog(ctx context.Context, m *made) error {
+	l, err := s.openLog(m.record.Log, logOptions{follow: true})
+	if err != nil {
+		return fmt.Errorf("container %q: log: %w", m.ID, err)
+	}
+	defer l.close()
+	s.catchForwarded()
+	signals := s.takeSignals()
+	ctx = context.WithoutCancel(ctx)
+	t := &running{s: s, id: m.ID}
+	ended, forwarded := make(chan struct{}), make(chan struct{})
+	go func() { // until the container has ended
+		defer close(forwarded)
+		for {
+			select {
+			case <-ended:
+				return
+			case sig := <-signals:
+				if n, ok := sig.(unix.Signal); ok && n != unix.SIGPIPE && n != unix.SIGWINCH {
+					t.kill(ctx, n)
+				}
+			}
+		}
+	}()
+	status, err := s.followLog(ctx, m.ID, logPath(m.record.Log), l)
+	close(ended)
+	<-forwarded
+	if err == nil && status.code != 0 {
+		err = &exitError{code: int(status.code)}
+	}
+	return err
 }

@@ -214,6 +214,15 @@ func TestUsageErrors(t *testing.T) {
 	}
 }
 
+// TestDebug shows the errors that an error wraps.
+func TestDebug(t *testing.T) {
+	code, _, stderr := run(t, "--debug", "--address", "/no/such.sock", "ps")
+	lines := strings.Split(strings.TrimSpace(stderr), "\n")
+	if code != 1 || len(lines) < 3 || !strings.Contains(lines[0], "nothing listens there") || !strings.HasSuffix(lines[len(lines)-1], ": unavailable") {
+		t.Errorf("%d, %q", code, stderr)
+	}
+}
+
 // TestSilentDaemon does not wait for ever for one that accepts and says nothing.
 func TestSilentDaemon(t *testing.T) {
 	sock := filepath.Join(t.TempDir(), "s")

@@ -119,7 +119,7 @@ func (s *session) copyFiles(src, dst place, out, in copy.Owner) error {
 	if dst.path == "-" {
 		err := copy.Pack(s.Stdout, dir, name, base, out)
 		if errors.Is(err, os.ErrClosed) {
-			return errReaderGone
+			return nil // nobody reads on
 		}
 		return err
 	}

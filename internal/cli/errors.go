@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
+	"golang.org/x/sys/unix"
 )
 
 // The exit codes of run, create, start and exec are docker's: the container's
@@ -39,9 +41,13 @@ func usageError(format string, args ...any) error {
 	return fmt.Errorf(format, args...)
 }
 
-// report prints an error as one line, and gives the exit code.
-func (a *App) report(verb string, err error) int {
+// report prints an error as one line, and gives the exit code. Debug prints the
+// errors too that it wraps, a line each with its type.
+func (a *App) report(verb string, err error, debug bool) int {
 	if err == nil {
+		return 0
+	}
+	if a.readerGone(err) {
 		return 0
 	}
 	var exit *exitError
@@ -60,7 +66,34 @@ func (a *App) report(verb string, err error) int {
 		text = verb + ": " + text
 	}
 	a.warnf("%s", text)
+	if debug {
+		a.printChain(err, 1)
+	}
 	return code
+}
+
+// readerGone says that a command ended because nobody reads its output on, as
+// with `| head`, which is no failure.
+func (a *App) readerGone(err error) bool {
+	var write *fs.PathError
+	return errors.As(err, &write) && errors.Is(write, unix.EPIPE) &&
+		(write.Path == a.Stdout.Name() || write.Path == a.Stderr.Name())
+}
+
+// printChain prints an error and what it wraps, from the outside inwards.
+func (a *App) printChain(err error, depth int) {
+	if err == nil || depth > 50 {
+		return
+	}
+	a.warnf("%*s%T: %s", 2*depth, "", err, oneLine(err))
+	switch e := err.(type) {
+	case interface{ Unwrap() error }:
+		a.printChain(e.Unwrap(), depth+1)
+	case interface{ Unwrap() []error }:
+		for _, inner := range e.Unwrap() {
+			a.printChain(inner, depth+1)
+		}
+	}
 }
 
 func runsProcess(verb string) bool {

@@ -93,6 +93,9 @@ func (a *App) exec(ctx context.Context, cmd *cli.Command) error {
 		if w, h := term.Size(); w > 0 && h > 0 {
 			proc.ConsoleSize = &specs.Box{Width: uint(w), Height: uint(h)}
 		}
+		if err := term.Raw(); err != nil {
+			return err
+		}
 		t, err := s.startExec(ctx, id, execID, proc, st, cmd.String("pid-file"))
 		if err != nil || st.detach {
 			return err
@@ -202,6 +205,7 @@ func (s *session) startExec(ctx context.Context, id, execID string, proc *specs.
 	if err = native(err); err != nil {
 		return nil, fmt.Errorf("container %q: %w", id, err)
 	}
+	t.pid = started.Pid
 	if err := writePID(pidFile, started.Pid); err != nil {
 		return nil, fmt.Errorf("pid file: %w", err)
 	}

@@ -124,19 +124,12 @@ func (a *App) logs(ctx context.Context, cmd *cli.Command) error {
 		if !opts.follow {
 			return l.print()
 		}
-		return s.followLog(ctx, id, logPath(r.Log), l)
+		_, err = s.followLog(ctx, id, logPath(r.Log), l)
+		if errdefs.IsNotFound(err) {
+			err = nil // it has ended, and its task is deleted
+		}
+		return err
 	})
-}
-
-// errReaderGone ends a command whose output nobody reads, without words.
-var errReaderGone error = &exitError{code: 0}
-
-// readerGone turns the error of a reader that went away into no failure.
-func readerGone(err error) error {
-	if errors.Is(err, unix.EPIPE) {
-		return errReaderGone
-	}
-	return err
 }
 
 // openedLog is a log that is being printed.
@@ -171,7 +164,7 @@ type rawLog struct {
 
 func (l *rawLog) print() error {
 	_, err := io.Copy(l.out, l.f)
-	return readerGone(err)
+	return err
 }
 
 func (l *rawLog) close() { l.f.Close() }
@@ -192,7 +185,7 @@ func (l *jsonLog) print() error {
 			return nil
 		}
 		_, err := l.buf.WriteTo(to)
-		return readerGone(err)
+		return err
 	}
 	for {
 		rec, err := l.r.Next()
@@ -237,35 +230,39 @@ func (l *jsonLog) close() {
 	l.r.Close()
 }
 
-// followLog prints what is there and what comes, until the container ends.
-func (s *session) followLog(ctx context.Context, id, path string, l openedLog) error {
+// followLog prints what is there and what comes, until the container ends, and
+// returns how.
+func (s *session) followLog(ctx context.Context, id, path string, l openedLog) (exitStatus, error) {
 	changes, err := watchFile(path)
 	if err != nil {
-		return fmt.Errorf("watch log %s: %w", path, err)
+		return exitStatus{}, fmt.Errorf("watch log %s: %w", path, err)
 	}
 	defer changes.Close()
 	waitCtx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	ended := make(chan error, 1)
+	ended := make(chan exitAnswer, 1)
 	go func() {
-		_, err := s.waitExit(waitCtx, id, "")
-		ended <- err
+		status, err := s.waitExit(waitCtx, id, "")
+		ended <- exitAnswer{status, err}
 	}()
 	wrote := make(chan struct{}, 1)
 	go reportChanges(changes, filepath.Base(path), wrote) // ends with changes
 	for {
 		if err := l.print(); err != nil {
-			return err
+			return exitStatus{}, err
 		}
 		select {
 		case <-wrote:
 		case <-ctx.Done():
-			return ctx.Err()
-		case err := <-ended:
-			if err != nil && !errdefs.IsNotFound(err) {
-				return fmt.Errorf("container %q: wait: %w", id, err)
+			return exitStatus{}, ctx.Err()
+		case a := <-ended:
+			if err := lastLines(l, wrote); err != nil {
+				return exitStatus{}, err
 			}
-			return lastLines(l, wrote)
+			if a.err != nil {
+				a.err = fmt.Errorf("container %q: wait: %w", id, a.err)
+			}
+			return a.exitStatus, a.err
 		}
 	}
 }

@@ -78,7 +78,7 @@ func (a *App) done(mode progressMode, name string) {
 func (a *App) progress(mode progressMode) *progressView {
 	return &progressView{
 		app: a, mode: mode, at: make(map[string]int),
-		bars: mode == progressAuto && attach.IsTerminal(a.Stderr) && os.Getenv("TERM") != "dumb",
+		bars: mode == progressAuto && draws(a.Stderr),
 	}
 }
 
@@ -204,4 +204,10 @@ func barLine(p transfer.Progress) string {
 		return fmt.Sprintf("%s %s", line, size(p.Progress))
 	}
 	return line
+}
+
+// draws says whether a file is a terminal on which lines can be drawn anew.
+// There are no colours, so nothing for NO_COLOR to take away.
+func draws(f *os.File) bool {
+	return attach.IsTerminal(f) && os.Getenv("TERM") != "dumb"
 }

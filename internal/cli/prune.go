@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -36,7 +35,7 @@ func (a *App) systemCommand() *cli.Command {
 				if cmd.Bool("all") {
 					what += ", and every image that no container uses then"
 				}
-				if err := a.confirm(cmd, what); err != nil {
+				if err := a.confirm(ctx, cmd, what); err != nil {
 					return err
 				}
 				return a.with(ctx, cmd, func(ctx context.Context, s *session) error {
@@ -58,7 +57,7 @@ func (a *App) imagePruneCommand() *cli.Command {
 		Description: "Asks first on a terminal; elsewhere --force is needed. Example:\n  berth image prune --force",
 		Flags:       []cli.Flag{yes("force", "do not ask", "f")},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
-			if err := a.confirm(cmd, "every image that no container uses"); err != nil {
+			if err := a.confirm(ctx, cmd, "every image that no container uses"); err != nil {
 				return err
 			}
 			return a.with(ctx, cmd, func(ctx context.Context, s *session) error {
@@ -69,7 +68,7 @@ func (a *App) imagePruneCommand() *cli.Command {
 }
 
 // confirm asks the user, where there is one.
-func (a *App) confirm(cmd *cli.Command, what string) error {
+func (a *App) confirm(ctx context.Context, cmd *cli.Command, what string) error {
 	if cmd.Bool("force") {
 		return nil
 	}
@@ -77,7 +76,10 @@ func (a *App) confirm(cmd *cli.Command, what string) error {
 		return usageError("this removes %s (give --force to do it)", what)
 	}
 	fmt.Fprintf(a.Stderr, "This removes %s in namespace %q. Go on? [y/N] ", what, globals(cmd).namespace)
-	line, err := bufio.NewReader(a.Stdin).ReadString('\n')
+	line, err := a.readLine(ctx)
+	if ctx.Err() != nil {
+		return err
+	}
 	if err == nil && strings.HasPrefix(strings.ToLower(strings.TrimSpace(line)), "y") {
 		return nil
 	}

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -40,7 +39,7 @@ HTTP. Examples:
 		}, registryFlags()...),
 		UseShortOptionHandling: true,
 		Action: func(ctx context.Context, cmd *cli.Command) error {
-			req, err := a.newPullRequest(cmd)
+			req, err := a.newPullRequest(ctx, cmd)
 			if err != nil {
 				return err
 			}
@@ -83,7 +82,7 @@ type pullRequest struct {
 	progress progressMode
 }
 
-func (a *App) newPullRequest(cmd *cli.Command) (pullRequest, error) {
+func (a *App) newPullRequest(ctx context.Context, cmd *cli.Command) (pullRequest, error) {
 	r := pullRequest{
 		allPlatforms: cmd.Bool("all-platforms"), plainHTTP: cmd.Bool("plain-http"),
 		hostsDir: cmd.String("hosts-dir"), snapshotter: cmd.String("snapshotter"),
@@ -113,12 +112,12 @@ func (a *App) newPullRequest(cmd *cli.Command) (pullRequest, error) {
 	if r.labels, err = runspec.ParseLabels(cmd.StringSlice("label"), ""); err != nil {
 		return r, err
 	}
-	r.user, r.secret, err = a.credentials(cmd.String("user"), cmd.Bool("password-stdin"))
+	r.user, r.secret, err = a.credentials(ctx, cmd.String("user"), cmd.Bool("password-stdin"))
 	return r, err
 }
 
 // credentials completes a user's name with a password.
-func (a *App) credentials(user string, fromStdin bool) (name, secret string, err error) {
+func (a *App) credentials(ctx context.Context, user string, fromStdin bool) (name, secret string, err error) {
 	if user == "" {
 		if fromStdin {
 			return "", "", usageError("--password-stdin needs --user")
@@ -144,7 +143,7 @@ func (a *App) credentials(user string, fromStdin bool) (name, secret string, err
 		fmt.Fprintf(a.Stderr, "Password for %s: ", name)
 		defer fmt.Fprintln(a.Stderr)
 	}
-	line, err := bufio.NewReader(io.LimitReader(a.Stdin, 64<<10)).ReadString('\n')
+	line, err := a.readLine(ctx)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return "", "", fmt.Errorf("password: %w", err)
 	}

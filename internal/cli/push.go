@@ -27,7 +27,7 @@ this machine is spoken to in plain HTTP. Examples:
 			if cmd.NArg() < 1 || cmd.NArg() > 2 {
 				return usageError("name one image, and how it is called there if that differs (berth push IMAGE [REMOTE-NAME])")
 			}
-			req, err := a.newPullRequest(cmd)
+			req, err := a.newPullRequest(ctx, cmd)
 			if err != nil {
 				return err
 			}

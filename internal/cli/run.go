@@ -100,7 +100,7 @@ func (s *session) runPlan(ctx context.Context, p *plan, st *streams) error {
 	}
 	// A specification of the user's own may have its own mind.
 	st.terminal = m.record.Terminal
-	t, err := s.startTask(ctx, m, st, p.pidFile)
+	t, err := s.startTask(ctx, m, st, term, p.pidFile)
 	if err != nil {
 		s.discard(ctx, m)
 		return err

@@ -108,7 +108,7 @@ func (s *session) startMade(ctx context.Context, cmd *cli.Command, m *made, st *
 		return err
 	}
 	defer term.Restore()
-	t, err := s.startTask(ctx, m, st, cmd.String("pid-file"))
+	t, err := s.startTask(ctx, m, st, term, cmd.String("pid-file"))
 	if err != nil {
 		if !errdefs.IsAlreadyExists(err) { // then it is another command's
 			undo()
@@ -139,7 +139,7 @@ func (s *session) startDetached(ctx context.Context, id string) error {
 		return err
 	}
 	st.terminal = m.record.Terminal
-	if _, err := s.startTask(ctx, m, st, ""); err != nil {
+	if _, err := s.startTask(ctx, m, st, nil, ""); err != nil {
 		s.discardTask(ctx, id)
 		return err
 	}

@@ -14,8 +14,6 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
 	"github.com/urfave/cli/v3"
-
-	"github.com/berthd/berth/internal/cli/attach"
 )
 
 func (a *App) statsCommand() *cli.Command {
@@ -42,7 +40,7 @@ func (a *App) statsCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			once := out.asJSON || out.quiet || cmd.Bool("no-stream") || !attach.IsTerminal(a.Stdout)
+			once := out.asJSON || out.quiet || cmd.Bool("no-stream") || !draws(a.Stdout)
 			return a.with(ctx, cmd, func(ctx context.Context, s *session) error {
 				return s.stats(ctx, cmd.Args().Slice(), every, once, out)
 			})

@@ -4,6 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"os/signal"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/containerd/containerd/api/services/tasks/v1"
@@ -30,6 +34,7 @@ type running struct {
 	s *session
 	// id is the container's, execID the exec's or empty.
 	id, execID string
+	pid        uint32
 	io         *attach.IO // nil where nothing is attached
 	exit       <-chan exitAnswer
 }
@@ -41,7 +46,12 @@ type exitAnswer struct {
 
 // startTask creates and starts the task of a container. On an error nothing is
 // left of its streams; the task and the container are the caller's to remove.
-func (s *session) startTask(ctx context.Context, m *made, st *streams, pidFile string) (_ *running, err error) {
+// The terminal is raw from here on, and not before: until then Ctrl-C is the
+// user's way to interrupt this command.
+func (s *session) startTask(ctx context.Context, m *made, st *streams, term *attach.Terminal, pidFile string) (_ *running, err error) {
+	if err := term.Raw(); err != nil {
+		return nil, err
+	}
 	p, io, err := st.open(s.App, m.ID, m.record.Log)
 	if err != nil {
 		return nil, err
@@ -67,7 +77,7 @@ func (s *session) startTask(ctx context.Context, m *made, st *streams, pidFile s
 			return nil, fmt.Errorf("pid file: %w", err)
 		}
 	}
-	t := &running{s: s, id: m.ID, io: io}
+	t := &running{s: s, id: m.ID, pid: created.Pid, io: io}
 	if !st.detach {
 		// Before the start, so that the exit is not missed, and without the
 		// deadline of the command line, which is for the daemon's answers.
@@ -161,9 +171,9 @@ func (s *session) follow(ctx context.Context, t *running, term *attach.Terminal)
 	if interrupted {
 		t.kill(ctx, unix.SIGTERM)
 	}
-	if term != nil {
-		t.resize(ctx, term)
-	}
+	t.resize(ctx, term)
+	stopped, release := watchStops(term)
+	defer release()
 	var broken, detached <-chan struct{}
 	if t.io != nil {
 		broken, detached = t.io.Broken(), t.io.Detached()
@@ -179,26 +189,79 @@ func (s *session) follow(ctx context.Context, t *running, term *attach.Terminal)
 		case sig := <-signals:
 			switch sig {
 			case unix.SIGPIPE:
-			case unix.SIGWINCH:
-				if term != nil {
-					t.resize(ctx, term)
-				}
+			case unix.SIGWINCH: // never forwarded: to some servers it says "end"
+				t.resize(ctx, term)
 			default:
 				if n, ok := sig.(unix.Signal); ok {
 					t.kill(ctx, n)
 				}
 			}
+		case sig := <-stopped:
+			t.stop(ctx, term, sig)
 		case <-detached:
 			t.io.Keep()
 			return exitStatus{}, errDetached
 		case <-broken:
-			// A program on the terminal would end here by SIGPIPE, which the
-			// first process of a container does not get. It is asked to end.
 			broken = nil
-			t.kill(ctx, unix.SIGTERM)
-			time.AfterFunc(10*time.Second, func() { t.kill(ctx, unix.SIGKILL) })
+			t.endUnread(ctx)
 		}
 	}
+}
+
+// unreadTime is how long a process may go on whose output cannot be written.
+const unreadTime = 10 * time.Second
+
+// endUnread ends a process whose output has no reader any more. A program here
+// would get SIGPIPE, which the first process of a container does not. It is
+// asked to end, and killed at once when that is no question for it.
+func (t *running) endUnread(ctx context.Context) {
+	// EIO is a terminal that was hung up, and nobody is there to read this.
+	if err := t.io.Err(); !errors.Is(err, unix.EPIPE) && !errors.Is(err, unix.EIO) {
+		t.s.warnf("container %q: it is ended, its output cannot be written: %v", t.id, err)
+	}
+	t.kill(ctx, unix.SIGTERM)
+	if !catches(t.pid, unix.SIGTERM) {
+		t.kill(ctx, unix.SIGKILL)
+		return
+	}
+	time.AfterFunc(unreadTime, func() { t.kill(ctx, unix.SIGKILL) })
+}
+
+// catches says whether a process has a handler for a signal, which is needed
+// to end the first process of a pid namespace other than by KILL.
+func catches(pid uint32, sig unix.Signal) bool {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return true // it is gone, or not to be seen from here
+	}
+	_, mask, _ := strings.Cut(string(data), "\nSigCgt:\t")
+	mask, _, _ = strings.Cut(mask, "\n")
+	bits, err := strconv.ParseUint(mask, 16, 64)
+	return err != nil || bits&(1<<(sig-1)) != 0
+}
+
+// watchStops takes the signals of job control while this command may have the
+// terminal in raw mode: a shell must not get it like that.
+func watchStops(term *attach.Terminal) (stops <-chan os.Signal, release func()) {
+	if !term.Attached() {
+		return nil, func() {}
+	}
+	c := make(chan os.Signal, 4)
+	signal.Notify(c, unix.SIGTSTP, unix.SIGCONT)
+	return c, func() { signal.Stop(c) }
+}
+
+// stop suspends this command, and takes the terminal again when it goes on.
+func (t *running) stop(ctx context.Context, term *attach.Terminal, sig os.Signal) {
+	if sig == unix.SIGTSTP {
+		term.Restore()
+		_ = unix.Kill(os.Getpid(), unix.SIGSTOP) // returns with SIGCONT
+	}
+	// In the background this stops the command again, as it does any other.
+	if err := term.Raw(); err != nil {
+		t.s.warnf("%v", err)
+	}
+	t.resize(ctx, term)
 }
 
 // errDetached says that the user has let go of a process that goes on.
