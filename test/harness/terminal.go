@@ -5,12 +5,14 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/containerd/console"
+	"golang.org/x/sys/unix"
 )
 
 // Terminal is a client program with a terminal of its own.
@@ -56,12 +58,25 @@ func (d *Daemon) SpawnTerminal(tb testing.TB, width, height uint16, args ...stri
 		_ = term.cmd.Wait() // the state is in cmd.ProcessState
 	}()
 	tb.Cleanup(func() {
-		_ = term.cmd.Process.Kill()
+		term.killSession()
 		<-term.done
 		<-term.copied
 		master.Close()
 	})
 	return term
+}
+
+// killSession ends the program and what it started on its terminal: a shell's
+// jobs would keep the terminal open.
+func (t *Terminal) killSession() {
+	entries, _ := os.ReadDir("/proc")
+	for _, e := range entries {
+		if pid, err := strconv.Atoi(e.Name()); err == nil {
+			if sid, err := unix.Getsid(pid); err == nil && sid == t.cmd.Process.Pid {
+				_ = syscall.Kill(pid, syscall.SIGKILL)
+			}
+		}
+	}
 }
 
 // Resize gives the terminal another size.

@@ -184,10 +184,34 @@ func TestCLIAttach(t *testing.T) {
 		term.Type(t, "\x10\x11")
 		term.Wait(t)
 		d.MustBerth(t, "rm", "-f", id)
-		d.MustBerth(t, "run", "-d", "--name", id, harness.Image, "sleep", "1000")
-		checkOneLine(t, d.Berth(t, "attach", id), 1, "berth logs")
-		d.MustBerth(t, "rm", "-f", id)
 		checkOneLine(t, d.Berth(t, "attach", id), 1, "not found")
+	})
+}
+
+// TestCLIAttachLog stands before a container in the background: what it writes
+// from now on, signals, the exit code.
+func TestCLIAttachLog(t *testing.T) {
+	harness.Each(t, func(t *testing.T, d *harness.Daemon) {
+		id := d.ID("log")
+		d.MustBerth(t, "run", "-d", "--name", id, harness.Image,
+			"sh", "-c", `trap "echo bye; exit 4" TERM; echo before; until [ -e /go ]; do sleep 0.05; done; while :; do echo tick; sleep 0.05; done`)
+		harness.Await(t, 30*time.Second, "the first line in the log", func() bool {
+			return strings.Contains(d.MustBerth(t, "logs", id), "before")
+		})
+		p := d.Spawn(t, d.Programs.Berth, "attach", id)
+		d.MustBerth(t, "exec", id, "touch", "/go")
+		p.AwaitOutput(t, "tick")
+		p.Signal(t, syscall.SIGTERM)
+		if r := p.Wait(t); r.Code != 4 || !strings.HasSuffix(r.Stdout, "tick\nbye\n") || strings.Contains(r.Stdout, "before") || r.Stderr != "" {
+			t.Error(r)
+		}
+		if out := d.MustBerth(t, "wait", id); out != "4\n" {
+			t.Errorf("wait: %q", out)
+		}
+		d.MustBerth(t, "rm", id)
+		d.MustBerth(t, "run", "-d", "--null-io", "--name", id, harness.Image, "sleep", "1000")
+		checkOneLine(t, d.Berth(t, "attach", id), 1, "neither to a log nor through a pipe")
+		d.MustBerth(t, "rm", "-f", id)
 	})
 }
 
