@@ -2,6 +2,7 @@ package shim
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"os"
@@ -227,5 +228,58 @@ func TestEventsOnceOverDeathsOfTheDaemon(t *testing.T) {
 	kill()
 	if !slices.Equal(sub.got, want) {
 		t.Errorf("got  %q\nwant %q", sub.got, want)
+	}
+}
+
+// Events are known again that were stored as JSON, as the records of containers
+// hold them: every kind, with all that it says.
+func TestToldOfStoredEvents(t *testing.T) {
+	d := newDaemon(t)
+	d.come(t)
+	path := filepath.Join(t.TempDir(), "events")
+	id := task.ID{Namespace: "ns", Container: "c"}
+	exit := task.Exit{Pid: 7, Status: 42, At: time.Now(), OOMKilled: true, Reason: "why"}
+	var all []task.Event
+	for kind := task.EventCreate; kind <= task.EventDelete; kind++ {
+		all = append(all, task.Event{
+			Kind: kind, ID: id, ExecID: map[bool]string{true: "e"}[kind == task.EventExecAdded || kind == task.EventExecStarted],
+			Pid: 7, Exit: exit, Bundle: "/b", Checkpoint: "/image",
+			Rootfs: []task.Mount{{Type: "overlay", Source: "overlay", Target: "/t", Options: []string{"ro", "lowerdir=/a:/b"}}},
+			Stdio:  task.Stdio{Stdin: "/in", Stdout: "/out", Stderr: "/err", Terminal: true},
+		})
+	}
+	before := time.Now()
+	killed := newPublisher(d.path, path, slog.New(slog.DiscardHandler))
+	data, err := json.Marshal(all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range all {
+		killed.Emit(e)
+	}
+	if err := closeWithin(t, killed, limit); err != nil {
+		t.Fatal(err)
+	}
+	var stored []task.Event
+	if err := json.Unmarshal(data, &stored); err != nil || len(stored) != len(all) {
+		t.Fatal(err)
+	}
+	next := newPublisher(d.path, path, slog.New(slog.DiscardHandler))
+	// The journal began a moment ago: it must have them, not just be too young.
+	next.journal.horizon = 0
+	for _, e := range stored {
+		if !next.Told(e, before) {
+			t.Errorf("%s is not known", e.Kind.Topic())
+		}
+		if next.Told(e, time.Now()) {
+			t.Errorf("%s is known from the future", e.Kind.Topic())
+		}
+		e.ID.Container = "other"
+		if next.Told(e, before) {
+			t.Errorf("%s of another container is known", e.Kind.Topic())
+		}
+	}
+	if err := closeWithin(t, next, limit); err != nil {
+		t.Fatal(err)
 	}
 }
