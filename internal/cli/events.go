@@ -97,7 +97,7 @@ func (s *session) printEvents(ctx context.Context, f filter, out *format) error 
 			}
 			var err error
 			if out != nil {
-				err = out.print(s.App, row)
+				err = out.show(s.App, row)
 			} else {
 				_, err = fmt.Fprintf(s.Stdout, "%s %s %s %s\n", row.Timestamp.Format(time.RFC3339Nano), row.Namespace, row.Topic, printable(string(row.Event)))
 			}

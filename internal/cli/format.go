@@ -151,8 +151,8 @@ func (f *format) bind(n parse.Node) error {
 	return nil
 }
 
-// print prints documents, a line each. It ends with the first write that fails.
-func (f *format) print(a *App, docs ...any) error {
+// show prints documents, a line each. It ends with the first write that fails.
+func (f *format) show(a *App, docs ...any) error {
 	var b strings.Builder
 	if f.table {
 		head := map[string]any{}

@@ -84,7 +84,7 @@ func (a *App) listImages(ctx context.Context, cmd *cli.Command) error {
 			}
 			rows = append(rows, row)
 		}
-		return out.print(a, rows)
+		return out.show(a, rows)
 	})
 }
 

@@ -57,7 +57,7 @@ func (a *App) printFound(cmd *cli.Command, found []any) error {
 		if err != nil {
 			return err
 		}
-		if err := f.print(a, doc); err != nil {
+		if err := f.show(a, doc); err != nil {
 			return err
 		}
 	}

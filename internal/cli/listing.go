@@ -50,7 +50,7 @@ func newListing[T any](cmd *cli.Command, c columns[T]) (*listing[T], error) {
 	}, nil
 }
 
-func (l *listing[T]) print(a *App, rows []T) error {
+func (l *listing[T]) show(a *App, rows []T) error {
 	switch {
 	case l.asJSON:
 		if rows == nil {
@@ -62,7 +62,7 @@ func (l *listing[T]) print(a *App, rows []T) error {
 		for i := range rows {
 			docs[i] = rows[i]
 		}
-		return l.format.print(a, docs...)
+		return l.format.show(a, docs...)
 	}
 	var lines [][]string
 	for i := range rows {
@@ -86,7 +86,7 @@ func printOne[T any](a *App, cmd *cli.Command, doc *T) (bool, error) {
 	case err != nil:
 		return false, err
 	case f != nil:
-		return true, f.print(a, doc)
+		return true, f.show(a, doc)
 	case cmd.Bool("json"):
 		return true, a.printJSON(doc)
 	}

@@ -34,7 +34,7 @@ func listed(t *testing.T, rows []containerRow, args ...string) (string, error) {
 		if err != nil {
 			return err
 		}
-		return l.print(app, kept)
+		return l.show(app, kept)
 	}}
 	quiet(cmd)
 	err = cmd.Run(context.Background(), append([]string{"ps"}, args...))

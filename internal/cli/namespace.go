@@ -35,7 +35,7 @@ func (a *App) namespaceCommand() *cli.Command {
 						if err != nil {
 							return err
 						}
-						return out.print(a, rows)
+						return out.show(a, rows)
 					})
 				},
 			},

@@ -55,7 +55,7 @@ func (a *App) psCommand() *cli.Command {
 				if rows, err = keepContainers(rows, filter, cmd.Bool("all")); err != nil {
 					return err
 				}
-				return out.print(a, rows)
+				return out.show(a, rows)
 			})
 		},
 	}

@@ -95,7 +95,7 @@ func (s *session) stats(ctx context.Context, ids []string, every time.Duration, 
 		for _, id := range slices.Sorted(maps.Keys(now)) {
 			rows = append(rows, *now[id])
 		}
-		if err := out.print(s.App, rows); err != nil || once {
+		if err := out.show(s.App, rows); err != nil || once {
 			return err
 		}
 	}

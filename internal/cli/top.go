@@ -39,7 +39,7 @@ func (a *App) topCommand() *cli.Command {
 				if err != nil {
 					return err
 				}
-				return out.print(a, rows)
+				return out.show(a, rows)
 			})
 		},
 	}
