@@ -135,6 +135,11 @@ func (s *session) readImage(ctx context.Context, img images.Image, platform stri
 	if err := json.Unmarshal(raw, &info.config); err != nil {
 		return nil, fmt.Errorf("image %q: configuration: %w", img.Name, err)
 	}
+	// A name may stand for one manifest, without a list to choose from.
+	if is := info.config.Platform; platform != "" && is.Architecture != "" && !matcher.Match(is) {
+		return nil, say(errdefs.ErrFailedPrecondition, "image %q: it is made for %s, not for %s (leave out --platform, or pull it for that one)",
+			img.Name, platforms.Format(is), platform)
+	}
 	for _, d := range info.config.RootFS.DiffIDs {
 		if err := d.Validate(); err != nil {
 			return nil, fmt.Errorf("image %q: layer %q: %w", img.Name, d, err)

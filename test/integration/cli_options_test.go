@@ -121,6 +121,13 @@ func TestCLISpecOptions(t *testing.T) {
 	if m := s.Linux.Resources.Memory; m.Reservation == nil || *m.Reservation != 8<<20 || s.Process.SelinuxLabel != "user:role" || s.Linux.RootfsPropagation != "slave" {
 		t.Errorf("memory: %+v", m)
 	}
+	_, s = create("--cpu-quota", "25000", "--cpu-period", "50000", "--memory", "8m", "--memory-swap", "16m", "--cgroup-parent", "harbour")
+	if c := s.Linux.Resources.CPU; *c.Quota != 25000 || *c.Period != 50000 || s.Linux.CgroupsPath != "/harbour/"+d.ID("spec") {
+		t.Errorf("CPU: %+v, cgroup %s", c, s.Linux.CgroupsPath)
+	}
+	if m := s.Linux.Resources.Memory; *m.Limit != 8<<20 || *m.Swap != 16<<20 {
+		t.Errorf("memory: %+v", m)
+	}
 	c, s := create("--label", "a=b", "--label", "c", "--annotation", "d=e", "--sandbox", "box", "--snapshotter-label", "x=y", "--stop-signal", "HUP",
 		"--cgroup", "/"+d.Namespace+"/x", "--runtime", "io.example.other.v1", "--runtime-config-path", "/etc/other", "--sync-fs")
 	if c.Labels["a"] != "b" || s.Annotations["a"] != "b" || s.Annotations["d"] != "e" || c.SandboxID != "box" || s.Linux.CgroupsPath != "/"+d.Namespace+"/x" || c.Runtime != "io.example.other.v1" {
