@@ -90,53 +90,6 @@ func TestHelp(t *testing.T) {
 	}
 }
 
-// TestCtrFlags has every option of containerd's own tool under its name, of its
-// kind, and those that docker's users type.
-func TestCtrFlags(t *testing.T) {
-	app := &App{}
-	have := map[string]string{}
-	for _, f := range app.runCommand().Flags {
-		kind := "value"
-		switch f.(type) {
-		case *cli.BoolFlag:
-			kind = "bool"
-		case *cli.StringSliceFlag:
-			kind = "list"
-		}
-		for _, name := range f.Names() {
-			have[name] = kind
-		}
-	}
-	data, err := os.ReadFile("testdata/ctr-run-flags.txt")
-	if err != nil {
-		t.Fatal(err)
-	}
-	n := 0
-	for line := range strings.Lines(string(data)) {
-		f := strings.Fields(line)
-		if line[0] == '#' {
-			continue
-		}
-		n++
-		// One file of variables there, any number here.
-		if kind := have[f[0]]; kind != f[1] && f[0] != "env-file" {
-			t.Errorf("--%s is %q, want %s", f[0], kind, f[1])
-		}
-		if len(f) > 2 && have[f[2]] == "" {
-			t.Errorf("--%s is not also -%s", f[0], f[2])
-		}
-	}
-	if n != 60 {
-		t.Errorf("the table has %d options, want 60", n)
-	}
-	for _, name := range strings.Fields(`i t e v w u p d name net network dns add-host memory pids-limit ulimit shm-size
-		tmpfs entrypoint restart stop-signal stop-timeout init read-only security-opt cidfile volatile log-driver log-opt`) {
-		if have[name] == "" {
-			t.Errorf("run has no --%s", name)
-		}
-	}
-}
-
 func TestUsageErrors(t *testing.T) {
 	for name, test := range map[string]struct {
 		args []string

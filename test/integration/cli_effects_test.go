@@ -1,19 +1,29 @@
 package integration
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
 	goruntime "runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	diffapi "github.com/containerd/containerd/api/services/diff/v1"
 	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/typeurl/v2"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/berthd/berth/internal/testimage"
 	"github.com/berthd/berth/test/harness"
@@ -183,5 +193,101 @@ exec %s "$@"
 	}
 	if !strings.Contains(string(text), " create ") {
 		t.Errorf("calls: %q", text)
+	}
+}
+
+// rawCodec passes gRPC messages through as they are.
+type rawCodec struct{}
+
+func (rawCodec) Marshal(v any) ([]byte, error) { return *v.(*[]byte), nil }
+func (rawCodec) Unmarshal(data []byte, v any) error {
+	*v.(*[]byte) = bytes.Clone(data)
+	return nil
+}
+func (rawCodec) Name() string { return "proto" }
+
+// spy serves the daemon's API on another socket, and calls seen for every
+// request of a method.
+func spy(t *testing.T, d *harness.Daemon, method string, seen func(request []byte)) (address string) {
+	t.Helper()
+	address = filepath.Join(d.Dir, "spy.sock")
+	l, err := net.Listen("unix", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := grpc.NewClient("unix:"+d.Address, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.ForceCodec(rawCodec{})))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pass := func(_ any, in grpc.ServerStream) error {
+		md, _ := metadata.FromIncomingContext(in.Context())
+		name, _ := grpc.MethodFromServerStream(in)
+		out, err := conn.NewStream(metadata.NewOutgoingContext(in.Context(), md), &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, name)
+		if err != nil {
+			return err
+		}
+		go func() { // until the client's side or the call ends
+			var msg []byte
+			for in.RecvMsg(&msg) == nil {
+				if name == method {
+					seen(msg)
+				}
+				if out.SendMsg(&msg) != nil {
+					return
+				}
+			}
+			_ = out.CloseSend()
+		}()
+		for {
+			var msg []byte
+			err := out.RecvMsg(&msg)
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			if err == nil {
+				err = in.SendMsg(&msg)
+			}
+			if err != nil {
+				return err
+			}
+		}
+	}
+	server := grpc.NewServer(grpc.ForceServerCodec(rawCodec{}), grpc.UnknownServiceHandler(pass))
+	done := make(chan error, 1)
+	go func() { done <- server.Serve(l) }()
+	t.Cleanup(func() {
+		server.Stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		_ = conn.Close()
+	})
+	return address
+}
+
+// TestCLISyncFS looks at what the daemon is asked when layers are unpacked.
+func TestCLISyncFS(t *testing.T) {
+	t.Parallel()
+	d := harness.Start(t, harness.Config{})
+	d.MustBerth(t, "import", testimage.Archive(t, "berth.test/other:1", testimage.Config{Layers: [][]testimage.File{{{Name: "only"}}}}))
+	var mu sync.Mutex
+	var synced []bool // guarded by mu
+	address := spy(t, d, "/containerd.services.diff.v1.Diff/Apply", func(request []byte) {
+		var r diffapi.ApplyRequest
+		if err := proto.Unmarshal(request, &r); err != nil {
+			t.Error(err)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		synced = append(synced, r.SyncFs)
+	})
+	// A snapshotter that has no layer yet; the second image has the first one's.
+	d.MustBerth(t, "--address", address, "run", "--rm", "--snapshotter", "native", harness.Image, "true")
+	d.MustBerth(t, "--address", address, "run", "--rm", "--snapshotter", "native", "--sync-fs", "berth.test/other:1", "true")
+	mu.Lock()
+	defer mu.Unlock()
+	if len(synced) != 2 || synced[0] || !synced[1] {
+		t.Errorf("layers that were written to the disk: %v, want the second", synced)
 	}
 }
