@@ -44,16 +44,16 @@ func processFlags() []cli.Flag {
 	return []cli.Flag{
 		list("env", "set `KEY=VALUE`, or KEY to the value it has here", "e"),
 		list("env-file", "read variables from a `FILE`, one a line"),
-		str("workdir", "working `DIR` in the container", "w", "cwd"),
-		str("user", "`USER[:GROUP]` by name or number", "u"),
+		str("workdir", "working `DIR` in the container (default: the image's, else /)", "w", "cwd"),
+		str("user", "`USER[:GROUP]` by name or number (default: the image's, else root)", "u"),
 		list("group-add", "further `GROUP` of the process"),
 		str("entrypoint", "`PROGRAM` instead of the image's entrypoint"),
 		yes("tty", "give the process a terminal", "t"),
 		yes("init", "let a small init (tini) start the command, forward signals and reap"),
-		list("ulimit", "`NAME=SOFT[:HARD]`, e.g. nofile=1024:4096"),
+		list("ulimit", "`NAME=SOFT[:HARD]`, e.g. nofile=1024:4096 (default: nofile=1024)"),
 		str("rlimit-nofile", "limit of open files, `SOFT[:HARD]`"),
 		&cli.IntFlag{Name: "oom-score-adj", Usage: "the kernel's preference to kill, `N` from -1000 to 1000"},
-		str("stop-signal", "`SIGNAL` that asks the process to end"),
+		str("stop-signal", "`SIGNAL` that asks the process to end, by name or number (default: the image's, else SIGTERM)"),
 		&cli.IntFlag{Name: "stop-timeout", Usage: "`SECONDS` after the stop signal until KILL (default: 10)"},
 	}
 }
@@ -65,15 +65,15 @@ func identityFlags() []cli.Flag {
 		list("annotation", "`KEY=VALUE` for the OCI runtime"),
 		str("cidfile", "write the container's name to a `FILE`"),
 		str("pid-file", "write the process id to a `FILE`"),
-		str("pull", "fetch the image: `WHEN` is always, missing or never"),
-		str("platform", "use the image for a `PLATFORM`, e.g. linux/arm64"),
-		&cli.StringFlag{Name: "snapshotter", Usage: "`NAME` of the snapshotter", Sources: cli.EnvVars("CONTAINERD_SNAPSHOTTER")},
+		str("pull", "fetch the image: `WHEN` is always, missing or never (default: missing)"),
+		str("platform", "use the image for a `PLATFORM`, e.g. linux/arm64 (default: this host's)"),
+		&cli.StringFlag{Name: "snapshotter", Usage: "`NAME` of the snapshotter (default: the namespace's, else overlayfs)", Sources: cli.EnvVars("CONTAINERD_SNAPSHOTTER")},
 		list("snapshotter-label", "`KEY=VALUE` on the snapshot"),
 		str("config", "use the OCI specification in a `FILE`; no image is named then", "c"),
 		str("dump-config", "write the OCI specification to a `FILE`"),
 		str("sandbox", "put the container into a sandbox by its `ID`"),
 		yes("sync-fs", "write the unpacked image to the disk before it is used"),
-		str("restart", "start it again when it ends: `POLICY` is no, always, unless-stopped or on-failure[:COUNT]"),
+		str("restart", "start it again when it ends: `POLICY` is no, always, unless-stopped or on-failure[:COUNT] (default: no)"),
 	}
 }
 
@@ -84,7 +84,7 @@ func fileFlags() []cli.Flag {
 		list("tmpfs", "a file system in memory at `TARGET[:OPTIONS]`"),
 		list("device", "show a device: `HOST[:CONTAINER[:rwm]]`, or a CDI name"),
 		list("gpus", "show a GPU through the host's CDI files: its `NUMBER`, or all"),
-		str("shm-size", "size of /dev/shm in `BYTES`, or 64m, 1g"),
+		str("shm-size", "size of /dev/shm in `BYTES`, or 128m, 1g (default: 64m)"),
 		yes("read-only", "make the root file system read-only"),
 		yes("rootfs", "the first argument is a directory, not an image"),
 		str("rootfs-propagation", "`MODE` of the root mount (private, slave, shared)"),
@@ -94,7 +94,7 @@ func fileFlags() []cli.Flag {
 
 func isolationFlags() []cli.Flag {
 	return []cli.Flag{
-		str("hostname", "`NAME` of the host in the container"),
+		str("hostname", "`NAME` of the host in the container (default: the container's name)"),
 		str("network", "`none` (loopback only, the default), host, cni or container:NAME", "net"),
 		yes("net-host", "use the host's network (as --network host)"),
 		yes("cni", "use the host's CNI network (as --network cni)"),
@@ -110,7 +110,7 @@ func isolationFlags() []cli.Flag {
 		str("ipc", "`host` uses the host's shared memory and queues"),
 		str("uts", "`host` uses the host's name"),
 		list("with-ns", "enter a namespace: `TYPE:PATH`"),
-		str("cgroup", "`PATH` of the cgroup; empty for the runtime's own"),
+		str("cgroup", "`PATH` of the cgroup; empty for the runtime's own (default: /NAMESPACE/NAME)"),
 		str("cgroup-parent", "`PATH` under which the cgroup is made"),
 	}
 }
@@ -136,9 +136,9 @@ func limitFlags() []cli.Flag {
 		str("memory-reservation", "memory kept under pressure, in `BYTES`"),
 		str("memory-swap", "most memory and swap together, in `BYTES`, -1 for no limit"),
 		&cli.FloatFlag{Name: "cpus", Usage: "most processors, as a `NUMBER` like 1.5"},
-		&cli.Uint64Flag{Name: "cpu-shares", Usage: "relative weight of processor time, `N`"},
-		&cli.Int64Flag{Name: "cpu-quota", Usage: "`MICROSECONDS` of processor time in a period"},
-		&cli.Uint64Flag{Name: "cpu-period", Usage: "the period in `MICROSECONDS`"},
+		&cli.Uint64Flag{Name: "cpu-shares", Usage: "relative weight of processor time, `N` (the kernel's default: 1024)"},
+		&cli.Int64Flag{Name: "cpu-quota", Usage: "`MICROSECONDS` of processor time in a period (default: no limit)"},
+		&cli.Uint64Flag{Name: "cpu-period", Usage: "the period in `MICROSECONDS` (the kernel's default: 100000)"},
 		str("cpuset-cpus", "run on `CPUS` like 0-2,4"),
 		str("cpuset-mems", "use memory `NODES` like 0,1"),
 		&cli.Int64Flag{Name: "pids-limit", Usage: "most processes, `N` (-1: no limit)"},
@@ -150,9 +150,9 @@ func limitFlags() []cli.Flag {
 
 func runtimeFlags() []cli.Flag {
 	return []cli.Flag{
-		str("runtime", "`NAME` of the runtime, or the path of a shim"),
+		str("runtime", "`NAME` of the runtime, or the path of a shim (default: the namespace's, else io.containerd.runc.v2)"),
 		str("runtime-config-path", "configuration `FILE` of a runtime other than runc's kind"),
-		str("runc-binary", "OCI runtime `PROGRAM` (runc, crun, …)"),
+		str("runc-binary", "OCI runtime `PROGRAM`: its name in the daemon's PATH, or its path (default: runc)"),
 		str("runc-root", "the OCI runtime's state `DIR`"),
 		yes("runc-systemd-cgroup", "let systemd make the cgroup; needs --cgroup slice:prefix:name"),
 		yes("no-pivot", "change the root without pivot_root"),

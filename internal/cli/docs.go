@@ -122,7 +122,7 @@ func optionOf(f cli.DocGenerationFlag) docOption {
 // markdown is docs/cli.md.
 func markdown(pages []docPage) []byte {
 	var b bytes.Buffer
-	fmt.Fprint(&b, "# The command `berth`\n\nMade from the command itself by `make docs`. What differs from `ctr` is in [known-differences.md](known-differences.md).\n\n")
+	fmt.Fprint(&b, "# The command `berth`\n\nMade from the command itself by `make docs`. What differs from `ctr` is in [known-differences.md](known-differences.md).\nAn option without a default changes nothing when it is left out.\n\n")
 	for _, p := range pages[1:] {
 		if strings.Count(p.name, " ") == 1 {
 			fmt.Fprintf(&b, "- [`%s`](#%s): %s\n", p.name, strings.ReplaceAll(p.name, " ", "-"), p.usage)
