@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/ttrpc"
@@ -26,6 +27,8 @@ type conn struct {
 	call func(ctx context.Context, service, method string, req, resp proto.Message) error
 	// closed is closed when the connection has broken or was closed.
 	closed <-chan struct{}
+	// sent changes when the shim may have had a byte of a call.
+	sent func() int64
 	// close ends the connection and every call on it. It does not wait.
 	close func()
 }
@@ -68,8 +71,8 @@ func newTTRPC(c *boundedConn) *conn {
 	}
 	return &conn{
 		invoke: invokeBy(call), call: call,
-		closed: c.closed,
-		close:  func() { client.Close() },
+		closed: c.closed, sent: c.sent.Load,
+		close: func() { client.Close() },
 	}
 }
 
@@ -99,7 +102,10 @@ func newGRPC(c *boundedConn) (*conn, error) {
 	return &conn{
 		invoke: invokeBy(call), call: call,
 		closed: c.closed,
-		close:  func() { client.Close(); c.Close() },
+		// Another goroutine writes, perhaps still when a call has failed: who can
+		// say what was sent.
+		sent:  func() int64 { return c.sent.Add(1) },
+		close: func() { client.Close(); c.Close() },
 	}, nil
 }
 
@@ -132,6 +138,7 @@ type boundedConn struct {
 	limit  time.Duration
 	once   sync.Once
 	closed chan struct{}
+	sent   atomic.Int64
 }
 
 func (c *boundedConn) Write(p []byte) (int, error) {
@@ -139,6 +146,7 @@ func (c *boundedConn) Write(p []byte) (int, error) {
 		return 0, err
 	}
 	n, err := c.Conn.Write(p)
+	c.sent.Add(int64(n))
 	if err != nil {
 		c.Close() // half a message may be out: nothing can follow it
 	}

@@ -232,6 +232,7 @@ func (k *keeper) call(ctx context.Context, c call, req, resp proto.Message) erro
 		if err != nil {
 			return err
 		}
+		before := cn.sent()
 		err = cn.invoke(ctx, version, c.method, req, resp)
 		switch {
 		case err == nil:
@@ -250,7 +251,9 @@ func (k *keeper) call(ctx context.Context, c call, req, resp proto.Message) erro
 			proto.Reset(resp)
 		case cn.broken(err):
 			cn.close()
-			if !c.repeat {
+			// Where not a byte went out since, the shim was dead already and has
+			// not had the call.
+			if !c.repeat && cn.sent() != before {
 				return k.interrupted(ctx, c, err)
 			}
 			proto.Reset(resp)

@@ -47,10 +47,19 @@ func (h *harness) pidOf(name string) identity {
 func (h *harness) kill(name string) {
 	h.t.Helper()
 	id := h.pidOf(name)
+	fd, err := unix.PidfdOpen(id.pid, 0)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	defer unix.Close(fd)
 	if err := id.kill(); err != nil {
 		h.t.Fatal(err)
 	}
-	h.poll(name+" to end", func() bool { return !id.alive() })
+	// With all its threads, of which each holds its sockets open.
+	h.poll(name+" to end", func() bool {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		return err == nil && n > 0
+	})
 }
 
 // gate makes a FIFO in the container's root file system, read only to it; the
@@ -420,7 +429,7 @@ func TestOwnCallsWaitForTheGuard(t *testing.T) {
 	if _, err := c.Exec(h.ctx(), "e", h.Exec(t, "exit 4")); err != nil {
 		t.Fatal(err)
 	}
-	for range 8 { // the pause is 1.28 s then
+	for range 6 { // the pause is 320 ms then, and twice as long each time
 		h.poll("the shim", func() bool { return h.pidOf("shim.pid").alive() })
 		h.kill("shim.pid")
 	}
