@@ -71,7 +71,7 @@ test-conformance: build peers peers-buildkit ## what clients of a containerd dae
 
 # Without the race detector: BuildKit's own executor, which is tested beside, has races.
 # BuildKit leaves the directories of its file mounts among the temporary files.
-test-executor: build peers ## build steps on BuildKit's executor, then on Berth's (root, runc)
+test-executor: build peers peers-buildkit ## build steps on BuildKit's executor, then on Berth's (root, runc)
 	@dir=$$(mktemp -d) && trap 'rm -rf --one-file-system "$$dir"' EXIT && cd executor && \
 	echo "$(GO) test $(TESTFLAGS) ./... (in executor)" && TMPDIR=$$dir $(GO) test -count=1 -timeout 30m $(TESTFLAGS) ./...
 
@@ -85,7 +85,8 @@ test-load: build peers ## many clients at once, for a short while
 load: build peers ## the same for a minute, and with 10,000 records
 	BERTH_LOAD_SECONDS=60 BERTH_LOAD_RECORDS=10000 $(GO) test -v -count=1 -timeout 90m $(TESTFLAGS) ./test/load
 
-build-executor: build ## build berth-buildkitd into bin/, beside the shim that it starts
+build-executor: ## build berth-buildkitd, which builds images with steps that run on Berth, into bin/
+	@mkdir -p $(BIN)
 	cd executor && $(GO_BUILD) -o ../$(BIN)/berth-buildkitd ./cmd/berth-buildkitd
 
 peers: ## build stock containerd and runc for tests and benches into out/

@@ -49,7 +49,8 @@ var allowed = map[string][]string{
 		"task", "speccheck", "internal/admit", "internal/cgroup", "internal/container", "internal/guard", "internal/mount", "internal/ociruntime",
 		"internal/reap", "internal/stdio",
 	},
-	"cmd/containerd-shim-berth-v2": {"internal/shim", "internal/version"},
+	"engine/shim":                  {"internal/shim", "internal/version"},
+	"cmd/containerd-shim-berth-v2": {"engine/shim"},
 
 	// The daemon's side. The API sees the runtime only as a task.Runner.
 	"internal/supervisor": {"task", "speccheck", "internal/admit", "internal/bundle"},
@@ -64,8 +65,8 @@ var allowed = map[string][]string{
 	// A module of its own: BuildKit's steps on any containerd client.
 	"executor":                     {},
 	"executor/worker":              {"executor"},
-	"executor/cmd/berth-buildkitd": {"engine", "executor", "executor/worker"},
-	"executor/examples/build":      {"engine", "executor", "executor/worker"},
+	"executor/cmd/berth-buildkitd": {"engine", "engine/shim", "executor", "executor/worker"},
+	"executor/examples/build":      {"engine", "engine/shim", "executor", "executor/worker"},
 
 	// The command talks to a daemon over its API and to nothing else.
 	"internal/cli/attach":    {},

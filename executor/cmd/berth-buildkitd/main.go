@@ -20,10 +20,14 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/berthd/berth/engine"
+	"github.com/berthd/berth/engine/shim"
 	"github.com/berthd/berth/executor/worker"
 )
 
 func main() {
+	if shim.Called() { // of the engine inside
+		shim.Main()
+	}
 	// Builds say which modes their files have, and BuildKit counts on that.
 	syscall.Umask(0)
 	fscopy.UmaskIsZero = true
@@ -54,6 +58,11 @@ func app() *cli.Command {
 
 // serve builds until the context ends.
 func serve(ctx context.Context, s *setup) (err error) {
+	lock, err := takeRoot(s.root)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
 	cl, closeClient, err := s.client(context.WithoutCancel(ctx))
 	if err != nil {
 		return err
@@ -92,6 +101,16 @@ func (s *setup) client(ctx context.Context) (*client.Client, func() error, error
 			return nil, nil, fmt.Errorf("connect to %s: %w", s.containerd, err)
 		}
 		return c, c.Close, nil
+	}
+	if s.engine.ShimBinary == "" {
+		if err := os.MkdirAll(s.engine.State, 0o711); err != nil {
+			return nil, nil, err
+		}
+		path, err := shim.Link(s.engine.State)
+		if err != nil {
+			return nil, nil, fmt.Errorf("make a shim of this program: %w", err)
+		}
+		s.engine.ShimBinary = path
 	}
 	e, err := engine.Open(ctx, s.engine)
 	if err != nil {

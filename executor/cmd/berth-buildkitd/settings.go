@@ -29,6 +29,7 @@ import (
 // setup is what flags and the configuration file amount to.
 type setup struct {
 	addresses  []string
+	root       string
 	gid        int
 	containerd string // empty: the engine inside
 	engine     engine.Config
@@ -44,7 +45,7 @@ func flags() []cli.Flag {
 		&cli.StringFlag{Name: "root", Usage: "`DIR` for what survives a reboot", Value: "/var/lib/berth-buildkitd"},
 		&cli.StringFlag{Name: "state", Usage: "`DIR` for what does not", Value: "/run/berth-buildkitd"},
 		&cli.StringFlag{Name: "containerd", Usage: "run steps on the daemon whose socket is `PATH`; default: the engine inside"},
-		&cli.StringFlag{Name: "shim", Usage: "`PATH` of Berth's shim, for the engine inside; default: beside this program, else from PATH"},
+		&cli.StringFlag{Name: "shim", Usage: "`PATH` of Berth's shim, for the engine inside; default: this program itself"},
 		&cli.StringFlag{Name: "namespace", Usage: "containerd `NAMESPACE` of the steps", Value: executor.DefaultNamespace},
 		&cli.StringFlag{Name: "snapshotter", Usage: "containerd `SNAPSHOTTER`", Value: "overlayfs"},
 		&cli.StringFlag{Name: "net", Usage: "network `MODE` of steps: auto, cni, bridge, host"},
@@ -72,7 +73,7 @@ func settings(c *cli.Command) (*setup, error) {
 	if cfg.Workers.OCI.Enabled != nil && *cfg.Workers.OCI.Enabled {
 		return nil, errors.New("configuration: worker.oci: this program has no such worker")
 	}
-	s := &setup{addresses: c.StringSlice("addr"), containerd: c.String("containerd")}
+	s := &setup{addresses: c.StringSlice("addr"), root: c.String("root"), containerd: c.String("containerd")}
 	if !c.IsSet("addr") && len(cfg.GRPC.Address) > 0 {
 		s.addresses = cfg.GRPC.Address
 	}

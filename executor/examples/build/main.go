@@ -1,4 +1,5 @@
-// Build builds a Dockerfile with BuildKit and Berth in one process, with no daemon: build CONTEXT OUTPUT.
+// Build builds a Dockerfile with BuildKit and Berth in one process, with no
+// daemon: build DIR CONTEXT OUTPUT. What it keeps is in DIR.
 package main
 
 import (
@@ -6,11 +7,13 @@ import (
 	"log"
 	"net"
 	"os"
+	"path/filepath"
 
 	bkclient "github.com/moby/buildkit/client"
 	"github.com/tonistiigi/fsutil"
 
 	"github.com/berthd/berth/engine"
+	"github.com/berthd/berth/engine/shim"
 	"github.com/berthd/berth/executor"
 	"github.com/berthd/berth/executor/worker"
 )
@@ -23,20 +26,24 @@ func must[T any](v T, err error) T {
 }
 
 func main() {
-	ctx, root := context.Background(), "/var/lib/berth-build"
-	e := must(engine.Open(ctx, engine.Config{Root: root, State: "/run/berth-build"}))
+	if shim.Called() { // the program is its own shim
+		shim.Main()
+	}
+	ctx, dir := context.Background(), must(filepath.Abs(os.Args[1]))
+	must(0, os.MkdirAll(dir, 0o711))
+	e := must(engine.Open(ctx, engine.Config{Root: dir + "/engine", State: dir + "/run", ShimBinary: must(shim.Link(dir))}))
 	w := must(worker.New(ctx, must(e.Client()), worker.Config{
-		Root: root + "/buildkit", Executor: executor.Config{Root: "/run/berth-build/steps"},
+		Root: dir + "/buildkit", Executor: executor.Config{Root: dir + "/steps"},
 	}))
 	server := must(worker.NewServer(w, worker.ServerConfig{}))
-	socket := must(net.Listen("unix", "/run/berth-build/build.sock"))
+	socket := must(net.Listen("unix", dir+"/build.sock"))
 	go func() { must(0, server.Serve(socket)) }()
 	c := must(bkclient.New(ctx, "unix://"+socket.Addr().String()))
-	files := must(fsutil.NewFS(os.Args[1]))
+	files := must(fsutil.NewFS(os.Args[2]))
 	must(c.Solve(ctx, nil, bkclient.SolveOpt{
 		Frontend:    "dockerfile.v0",
 		LocalMounts: map[string]fsutil.FS{"context": files, "dockerfile": files},
-		Exports:     []bkclient.ExportEntry{{Type: bkclient.ExporterLocal, OutputDir: os.Args[2]}},
+		Exports:     []bkclient.ExportEntry{{Type: bkclient.ExporterLocal, OutputDir: os.Args[3]}},
 	}, nil))
 	must(0, server.Close())
 	must(0, e.Close(ctx))
