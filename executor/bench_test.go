@@ -31,7 +31,7 @@ func runcLab(b testing.TB) *lab {
 		for _, g := range groups {
 			_ = os.Remove(g) // the executor's own; one in use is found below
 		}
-		checkMachine(b, dir, namespace)
+		harness.CheckLeft(b, dir, namespace)
 		if err := os.RemoveAll(dir); err != nil {
 			b.Error(err)
 		}

@@ -6,18 +6,20 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/moby/buildkit/executor"
 	resourcestypes "github.com/moby/buildkit/executor/resources/types"
 	"github.com/moby/buildkit/identity"
-	"github.com/moby/buildkit/snapshot"
 	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/sys/unix"
 )
 
 // callTimeout bounds a call that makes or removes a part of a step. Such a call
@@ -158,7 +160,7 @@ func (e *Executor) prepare(ctx context.Context, s *step, root executor.Mount, mo
 	}
 	s.net = net
 	s.undo.add("network", func(context.Context) error { return net.Close() })
-	if err := mountRoot(ctx, s, root); err != nil {
+	if err := e.mountRoot(ctx, s, root); err != nil {
 		return fmt.Errorf("root file system of step %s: %w", s.id, err)
 	}
 	if meta.Env, err = useProxy(s, meta.Env); err != nil {
@@ -168,7 +170,7 @@ func (e *Executor) prepare(ctx context.Context, s *step, root executor.Mount, mo
 }
 
 // mountRoot mounts the step's root file system where this process sees it.
-func mountRoot(ctx context.Context, s *step, root executor.Mount) error {
+func (e *Executor) mountRoot(ctx context.Context, s *step, root executor.Mount) error {
 	src, err := root.Src.Mount(ctx, false)
 	if err != nil {
 		return err
@@ -180,17 +182,34 @@ func mountRoot(ctx context.Context, s *step, root executor.Mount) error {
 	if release != nil {
 		s.undo.add("root mounts", func(context.Context) error { return release() })
 	}
-	mounter := snapshot.LocalMounterWithMounts(mounts)
-	path, err := mounter.Mount()
+	path, err := e.mountAt(s, mounts)
 	if err != nil {
 		return err
 	}
-	s.undo.add("root mount", func(context.Context) error { return mounter.Unmount() })
 	if s.root, err = openRootfs(path); err != nil {
 		return err
 	}
 	s.undo.add("root handle", func(context.Context) error { return s.root.close() })
 	return nil
+}
+
+// mountAt mounts where the next executor finds it if this process is killed.
+// What is a directory anyway needs no mount.
+func (e *Executor) mountAt(s *step, mounts []mount.Mount) (string, error) {
+	if len(mounts) == 1 && mounts[0].Type == "bind" && !slices.Contains(mounts[0].Options, "ro") {
+		return mounts[0].Source, nil
+	}
+	path := filepath.Join(e.cfg.Root, "rootfs", s.id)
+	if err := os.MkdirAll(path, 0o711); err != nil {
+		return "", err
+	}
+	s.undo.add("root mount", func(context.Context) error { return unmountRoot(path) })
+	return path, mount.All(mounts, path)
+}
+
+// unmountRoot never removes what is in a root file system.
+func unmountRoot(path string) error {
+	return errors.Join(mount.UnmountRecursive(path, unix.MNT_DETACH), os.Remove(path))
 }
 
 // recover removes what steps of a killed process left: containers, which bear
@@ -208,7 +227,11 @@ func (e *Executor) recover(ctx context.Context) error {
 			return err
 		}
 	}
-	return errors.Join(
+	roots, err := filepath.Glob(filepath.Join(e.cfg.Root, "rootfs", "*"))
+	for _, path := range roots {
+		err = errors.Join(err, unmountRoot(path))
+	}
+	return errors.Join(err,
 		os.RemoveAll(filepath.Join(e.cfg.Root, "steps")),
 		os.RemoveAll(filepath.Join(e.cfg.Root, "fifo")))
 }

@@ -95,7 +95,7 @@ func engineLab(t testing.TB, cfg executor.Config) *lab {
 	}
 	namespace := "x" + identity.NewID()[:8]
 	t.Cleanup(func() {
-		checkMachine(t, dir, namespace)
+		harness.CheckLeft(t, dir, namespace)
 		if err := os.RemoveAll(dir); err != nil {
 			t.Error(err)
 		}
@@ -145,39 +145,10 @@ func checkClient(t testing.TB, c *client.Client, cfg executor.Config) {
 	for _, left := range list {
 		t.Errorf("container %s is left", left.ID())
 	}
-	for _, dir := range []string{"steps", "fifo"} {
+	for _, dir := range []string{"steps", "fifo", "rootfs"} {
 		entries, _ := os.ReadDir(filepath.Join(cfg.Root, dir)) // nothing there, nothing left
 		for _, e := range entries {
 			t.Errorf("%s/%s is left", dir, e.Name())
-		}
-	}
-}
-
-// checkMachine finds mounts, processes and cgroups of an engine in this process.
-func checkMachine(t testing.TB, dir, namespace string) {
-	var left []string
-	harness.Poll(limit, func() bool {
-		left = nil
-		if b, err := os.ReadFile("/proc/self/mountinfo"); err != nil || strings.Contains(string(b), dir+"/") {
-			left = append(left, "mounts")
-		}
-		pids, _ := filepath.Glob("/proc/[0-9]*/cmdline") // the pattern is well formed
-		for _, p := range pids {
-			if b, err := os.ReadFile(p); err == nil && strings.Contains(string(b), dir) {
-				left = append(left, "process "+strings.ReplaceAll(string(b), "\x00", " "))
-			}
-		}
-		groups, _ := filepath.Glob("/sys/fs/cgroup/*/" + namespace + "/*/cgroup.procs")
-		left = append(left, groups...)
-		return len(left) == 0
-	})
-	for _, l := range left {
-		t.Errorf("left: %s", l)
-	}
-	for _, pattern := range []string{"/sys/fs/cgroup/*/" + namespace, "/sys/fs/cgroup/" + namespace} {
-		groups, _ := filepath.Glob(pattern)
-		for _, g := range groups { // runc leaves the namespace's own
-			_ = os.Remove(g)
 		}
 	}
 }
