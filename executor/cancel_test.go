@@ -13,6 +13,7 @@ import (
 
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	bk "github.com/moby/buildkit/executor"
+	gatewayapi "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/solver/pb"
 
 	"github.com/berthd/berth/executor"
@@ -165,4 +166,31 @@ func TestExecLeavesProcess(t *testing.T) {
 	if r.failed != nil || r.out != "done\n" {
 		t.Errorf("%q, %v", r.out, r.failed)
 	}
+}
+
+// A step goes on while its daemon is dead, and its end is told by the next one;
+// one that is cancelled meanwhile is killed then.
+func TestDaemonKilled(t *testing.T) {
+	t.Parallel()
+	d := harness.Start(t, harness.Config{NoImage: true})
+	l := newLab(t, d.Client(t), executor.Config{Root: filepath.Join(d.State, "executor"), Namespace: d.Namespace})
+	root := rootfs(t)
+	until := sh("while ! test -e /go; do sleep 0.02; done; echo went on; exit 3")
+	b := l.start(t, root, until)
+	cancelled := l.start(t, rootfs(t), until)
+	d.Kill(t)
+	write(t, root, "go", "")
+	cancelled.stop(errStop)
+	d.Boot(t)
+	<-b.ended
+	<-cancelled.ended
+	if exit, ok := errors.AsType[*gatewayapi.ExitError](b.err); !ok || exit.ExitCode != 3 {
+		t.Errorf("exit code 3 is %v", b.err)
+	}
+	equal(t, "output", b.out.String(), "went on\n")
+	if !errors.Is(cancelled.err, errStop) {
+		t.Errorf("%v does not wrap the cause", cancelled.err)
+	}
+	contains(t, "cancelled step", cancelled.err.Error(), "exit code: 137: killed all processes")
+	l.must(t, root, sh("true"))
 }

@@ -16,11 +16,19 @@ import (
 	"github.com/moby/buildkit/executor"
 	"github.com/moby/buildkit/util/bklog"
 	"github.com/moby/buildkit/util/iohelper"
+	"google.golang.org/grpc"
 )
 
 // drainTimeout is how long output may still come when a process has ended: a
 // process that it left behind may hold the streams for ever.
 const drainTimeout = 5 * time.Second
+
+// daemonTimeout is how long a daemon that died may take to serve again, and
+// daemonDeaths how often it may die in a step's time.
+const (
+	daemonTimeout = 30 * time.Second
+	daemonDeaths  = 10
+)
 
 // process is a step's program or one that Exec added, with its streams.
 type process struct {
@@ -139,7 +147,7 @@ func (p *process) kill(ctx context.Context, exits <-chan exitResult) (exit, erro
 	defer cancel()
 	_, kerr := p.e.client.TaskService().Kill(kctx, &tasksapi.KillRequest{
 		ContainerID: p.container, ExecID: p.exec, Signal: uint32(syscall.SIGKILL), All: p.exec == "",
-	})
+	}, grpc.WaitForReady(true))
 	what := "all processes of the step"
 	if p.exec != "" {
 		what = "the process"
@@ -211,12 +219,28 @@ func (p *process) start(ctx context.Context) (uint32, error) {
 	return r.Pid, nil
 }
 
-func (p *process) wait(ctx context.Context) exitResult {
-	r, err := p.e.client.TaskService().Wait(ctx, &tasksapi.WaitRequest{ContainerID: p.container, ExecID: p.exec})
-	if err != nil {
-		return exitResult{err: native(err)}
+// wait waits for the exit. A daemon that dies meanwhile may come back: the step
+// goes on without it.
+func (p *process) wait(ctx context.Context) (last exitResult) {
+	for range daemonDeaths {
+		r, err := p.e.client.TaskService().Wait(ctx, &tasksapi.WaitRequest{ContainerID: p.container, ExecID: p.exec})
+		if err == nil {
+			return exitResult{exit: exit{code: r.ExitStatus, at: r.ExitedAt.AsTime()}}
+		}
+		last.err = native(err)
+		if !errdefs.IsUnavailable(last.err) || !p.e.awaitDaemon(ctx, p.container) {
+			break
+		}
 	}
-	return exitResult{exit: exit{code: r.ExitStatus, at: r.ExitedAt.AsTime()}}
+	return last
+}
+
+// awaitDaemon waits until the daemon answers again, and says whether it does.
+func (e *Executor) awaitDaemon(ctx context.Context, container string) bool {
+	ctx, cancel := context.WithTimeout(ctx, daemonTimeout)
+	defer cancel()
+	_, err := e.client.TaskService().Get(ctx, &tasksapi.GetRequest{ContainerID: container}, grpc.WaitForReady(true))
+	return ctx.Err() == nil && !errdefs.IsUnavailable(native(err))
 }
 
 func (p *process) closeIO(ctx context.Context) error {
