@@ -54,7 +54,7 @@ func TestInfo(t *testing.T) {
 		if err := proto.Unmarshal(output(t, cmd), &info); err != nil {
 			t.Fatal(err)
 		}
-		if info.Name != name || info.Version.GetVersion() == "" || (info.Options == nil) != (in == nil) {
+		if info.Name != "io.containerd.berth.v2" || info.Version.GetVersion() == "" || (info.Options == nil) != (in == nil) {
 			t.Errorf("%v", &info)
 		}
 		var features struct {
