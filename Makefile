@@ -25,7 +25,7 @@ GOLANGCI_LINT := $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lin
 # Arguments for go test and for the bench: make test-unit TESTFLAGS=-v
 TESTFLAGS  ?=
 BENCHFLAGS ?=
-UNIT        = $(shell $(GO) list ./... | grep -v -e /test/integration -e /test/conformance -e /test/speccheck -e /test/soak -e /test/load -e /bench)
+UNIT        = $(shell $(GO) list ./... | grep -v -e /test/integration -e /test/conformance -e /test/speccheck -e /test/soak -e /test/load -e /test/criu -e /bench)
 
 .DEFAULT_GOAL := help
 .PHONY: help build docs demo clean-demo test test-unit test-integration test-conformance test-executor test-load load vm-test peers peers-buildkit peers-debian conformance-speccheck soak bench bench-executor lint check tidy fmt install clean
