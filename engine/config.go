@@ -24,6 +24,9 @@ const (
 // GCConfig is when garbage is collected.
 type GCConfig = storage.GCConfig
 
+// ProxySnapshotter is a snapshotter that another process serves.
+type ProxySnapshotter = storage.ProxySnapshotter
+
 // Config describes an engine. The zero value is that of the system's berthd.
 type Config struct {
 	// Root holds what survives a reboot: images, snapshots, records. It is
@@ -69,6 +72,9 @@ type Config struct {
 	// Snapshotter is the default snapshotter. Default overlayfs, or native where
 	// overlay mounts do not work.
 	Snapshotter string
+	// Proxies are further snapshotters by their names, which other processes
+	// serve.
+	Proxies map[string]ProxySnapshotter
 	// HostDir holds the configuration of registry hosts. Default
 	// /etc/containerd/certs.d; it need not exist.
 	HostDir string

@@ -143,6 +143,7 @@ func (e *Engine) openParts(ctx context.Context, newRuntime openRuntime) error {
 		State:                  e.cfg.State,
 		Publisher:              e.exchange,
 		Snapshotter:            e.cfg.Snapshotter,
+		Proxies:                e.cfg.Proxies,
 		GC:                     e.cfg.GC,
 		HostDir:                e.cfg.HostDir,
 		MaxConcurrentDownloads: e.cfg.MaxConcurrentDownloads,

@@ -29,6 +29,9 @@ const (
 type config struct {
 	Root        string            `toml:"root" comment:"Images, snapshots and records; survives a reboot."`
 	State       string            `toml:"state" comment:"Bundles and sockets; does not."`
+	Temp        string            `toml:"temp" comment:"Temporary files; empty for TMPDIR or /tmp. It is made if need be."`
+	OOMScore    int               `toml:"oom_score" comment:"The daemon's oom_score_adj, -1000 to 1000; 0 leaves it as it is. Containers do not inherit a negative one."`
+	Cgroup      string            `toml:"cgroup" comment:"The cgroup that the daemon moves itself to, such as /berth; empty leaves it where it is."`
 	GRPC        grpcConfig        `toml:"grpc" comment:"The API's socket. Shims send events to the same path with \".ttrpc\" after it."`
 	TCP         tcpConfig         `toml:"tcp" comment:"The API over TCP, for clients with certificates; they are root on this machine."`
 	Log         logConfig         `toml:"log"`
@@ -39,6 +42,8 @@ type config struct {
 	GC          gcConfig          `toml:"gc" comment:"When what nobody refers to any more is removed."`
 	Events      eventsConfig      `toml:"events"`
 	Debug       debugConfig       `toml:"debug"`
+
+	StreamProcessors map[string]streamProcessor `toml:"stream_processors" comment:"Programs that turn layers of unusual media types into common ones, a table for each."`
 
 	// warnings are for the log when the daemon starts.
 	warnings []string
@@ -79,6 +84,23 @@ type specCheckConfig struct {
 
 type snapshotterConfig struct {
 	Default string `toml:"default" comment:"overlayfs, native; empty for overlayfs where it works."`
+
+	Proxies map[string]proxySnapshotter `toml:"proxies" comment:"Snapshotters that other processes serve, such as [snapshotter.proxies.stargz]."`
+}
+
+type proxySnapshotter struct {
+	Address      string            `toml:"address" comment:"Its unix socket."`
+	Platform     string            `toml:"platform" comment:"Empty for the host's."`
+	Capabilities []string          `toml:"capabilities"`
+	Exports      map[string]string `toml:"exports"`
+}
+
+type streamProcessor struct {
+	Accepts []string `toml:"accepts" comment:"Media types that it takes."`
+	Returns string   `toml:"returns" comment:"The media type that it gives."`
+	Path    string   `toml:"path" comment:"The program: layer on standard input, result on standard output."`
+	Args    []string `toml:"args"`
+	Env     []string `toml:"env"`
 }
 
 type transferConfig struct {
@@ -131,7 +153,9 @@ func defaultConfig() *config {
 		GC: gcConfig{
 			PauseThreshold: 0.02, MutationThreshold: 100, StartupDelay: duration(100 * time.Millisecond),
 		},
-		Events: eventsConfig{Queue: 16384},
+		Events:           eventsConfig{Queue: 16384},
+		Snapshotter:      snapshotterConfig{Proxies: map[string]proxySnapshotter{}},
+		StreamProcessors: map[string]streamProcessor{},
 		SpecCheck: specCheckConfig{
 			Classes: map[speccheck.Class]speccheck.Action{}, Runtimes: map[string]map[speccheck.Class]speccheck.Action{},
 		},
@@ -203,7 +227,7 @@ func (c *config) parse(path string, data []byte) error {
 func (c *config) complete() error {
 	for name, path := range map[string]*string{
 		"root": &c.Root, "state": &c.State, "grpc.address": &c.GRPC.Address, "shim.binary": &c.Shim.Binary,
-		"shim.socket_dir": &c.Shim.SocketDir, "debug.address": &c.Debug.Address,
+		"shim.socket_dir": &c.Shim.SocketDir, "temp": &c.Temp, "debug.address": &c.Debug.Address,
 		"tcp.ca": &c.TCP.CA, "tcp.cert": &c.TCP.Cert, "tcp.key": &c.TCP.Key,
 	} {
 		if *path == "" {
@@ -229,6 +253,14 @@ func (c *config) complete() error {
 	}
 	if err := (speccheck.Policy{Classes: c.SpecCheck.Classes, Runtimes: c.SpecCheck.Runtimes}).Check(); err != nil {
 		return fmt.Errorf("config: speccheck: %w", err)
+	}
+	if c.OOMScore < -1000 || c.OOMScore > 1000 {
+		return fmt.Errorf("config: oom_score %d: want -1000 to 1000", c.OOMScore)
+	}
+	for id, p := range c.StreamProcessors {
+		if p.Path == "" || p.Returns == "" || len(p.Accepts) == 0 {
+			return fmt.Errorf("config: stream processor %q: want accepts, returns and path", id)
+		}
 	}
 	for name, value := range map[string]int{
 		"transfer.max_concurrent_downloads": c.Transfer.MaxDownloads, "transfer.max_concurrent_uploads": c.Transfer.MaxUploads,
@@ -292,6 +324,15 @@ func (c *config) engineConfig(log *slog.Logger) engine.Config {
 			StartupDelay:      time.Duration(c.GC.StartupDelay),
 		},
 		EventQueue: c.Events.Queue,
+		Proxies:    c.Snapshotter.engineProxies(),
 		Log:        log,
 	}
+}
+
+func (c snapshotterConfig) engineProxies() map[string]engine.ProxySnapshotter {
+	proxies := make(map[string]engine.ProxySnapshotter, len(c.Proxies))
+	for name, p := range c.Proxies {
+		proxies[name] = engine.ProxySnapshotter(p)
+	}
+	return proxies
 }

@@ -53,16 +53,17 @@ func TestContainerdConfigs(t *testing.T) {
 			[]string{`plugins."io.containerd.grpc.v1.cri"`, "sandbox_image"},
 		},
 		{
-			"version 2", "version = 2\noom_score = -999\n[debug]\nlevel = 'trace'\naddress = '/run/d.sock'\n[metrics]\naddress = '127.0.0.1:1338'\n" +
+			"version 2", "version = 2\noom_score = -999\ntemp = '/t2'\n[cgroup]\npath = '/c2'\n[timeouts]\n'io.containerd.timeout.shim.load' = '5s'\n[debug]\nlevel = 'trace'\naddress = '/run/d.sock'\n[metrics]\naddress = '127.0.0.1:1338'\n" +
 				"[plugins.'io.containerd.gc.v1.scheduler']\nstartup_delay = '2s'\n[plugins.'io.containerd.internal.v1.restart']\ninterval = '3s'\n",
-			[]string{"level = 'debug'", "address = '/run/d.sock'", "startup_delay = '2s'"},
-			[]string{"oom_score -999", `plugins."io.containerd.server.v1.metrics": not known and not applied: address`},
+			[]string{"oom_score = -999", "temp = '/t2'", "path = '/c2'", "level = 'debug'", "address = '/run/d.sock'", "startup_delay = '2s'"},
+			[]string{"timeouts io.containerd.timeout.shim.load", `plugins."io.containerd.server.v1.metrics": not known and not applied: address`},
 		},
 		{
-			"version 3", "version = 3\n[proxy_plugins.stargz]\ntype = 'snapshot'\naddress = '/run/s.sock'\n[plugins.'io.containerd.transfer.v1.local']\n" +
+			"version 3", "version = 3\n[proxy_plugins.stargz]\ntype = 'snapshot'\naddress = '/run/s.sock'\n[proxy_plugins.stargz.exports]\nroot = '/sg'\n" +
+				"[proxy_plugins.blobs]\ntype = 'content'\naddress = '/run/b.sock'\n[stream_processors.odd]\naccepts = ['a/b']\nreturns = 'c/d'\npath = 'odd'\n[plugins.'io.containerd.transfer.v1.local']\n" +
 				"max_concurrent_downloads = 9\ncheck_platform_supported = true\n[plugins.'io.containerd.shim.v1.manager']\nsocket_dir = '/run/shims'\n",
-			[]string{"max_concurrent_downloads = 9", "socket_dir = '/run/shims'"},
-			[]string{`proxy_plugins."stargz"`, "check_platform_supported"},
+			[]string{"max_concurrent_downloads = 9", "socket_dir = '/run/shims'", "address = '/run/s.sock'", "root = '/sg'", "returns = 'c/d'"},
+			[]string{`proxy_plugins."blobs" of type "content"`, "check_platform_supported"},
 		},
 		{
 			"version 4", "version = 4\nstate = '/s4'\ndisabled_plugins = ['io.containerd.grpc.v1.tasks', 'io.containerd.grpc.v1.cri']\n" +

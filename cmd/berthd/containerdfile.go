@@ -69,6 +69,17 @@ func fromContainerd(file *srvconfig.Config) (*config, []string, error) {
 	if file.Debug.Format != "" {
 		cfg.Log.Format = file.Debug.Format
 	}
+	cfg.Temp, cfg.OOMScore, cfg.Cgroup = file.TempDir, file.OOMScore, file.Cgroup.Path
+	for id, p := range file.StreamProcessors {
+		cfg.StreamProcessors[id] = streamProcessor(p)
+	}
+	for name, p := range file.ProxyPlugins {
+		if isSnapshotter(p) {
+			cfg.Snapshotter.Proxies[name] = proxySnapshotter{
+				Address: p.Address, Platform: p.Platform, Capabilities: p.Capabilities, Exports: p.Exports,
+			}
+		}
+	}
 	known := make(map[string]map[string]bool)
 	for _, s := range cfg.settings() {
 		if known[s.table] == nil {
@@ -85,7 +96,7 @@ func fromContainerd(file *srvconfig.Config) (*config, []string, error) {
 			unknown = append(unknown, fmt.Sprintf("plugins.%q: not known and not applied: %s", table, strings.Join(keys, ", ")))
 		}
 	}
-	return cfg, unknown, requiredThere(file.RequiredPlugins)
+	return cfg, unknown, cfg.requiredThere(file.RequiredPlugins)
 }
 
 // take sets the field if the file has the key.
@@ -179,6 +190,11 @@ func unknownKeys(table string, value any, known map[string]bool, cfg *config) []
 	return unknown
 }
 
+// isSnapshotter says that a proxy plugin is one of the kind that Berth takes.
+func isSnapshotter(p srvconfig.ProxyPlugin) bool {
+	return p.Type == "snapshot" || p.Type == "io.containerd.snapshotter.v1"
+}
+
 // unknownTop names what of the file is outside of plugins and not applied.
 func unknownTop(file *srvconfig.Config) []string {
 	var unknown []string
@@ -187,17 +203,12 @@ func unknownTop(file *srvconfig.Config) []string {
 			unknown = append(unknown, fmt.Sprintf(format, args...)+": not known and not applied")
 		}
 	}
-	add(file.TempDir != "", "temp %q", file.TempDir)
-	add(file.OOMScore != 0, "oom_score %d", file.OOMScore)
-	add(file.Cgroup.Path != "", "cgroup.path %q", file.Cgroup.Path)
 	add(file.Debug.LogTraceID, "debug.log_trace_id")
 	for _, name := range slices.Sorted(maps.Keys(file.ProxyPlugins)) {
-		add(true, "proxy_plugins.%q", name)
+		p := file.ProxyPlugins[name]
+		add(!isSnapshotter(p), "proxy_plugins.%q of type %q", name, p.Type)
 	}
 	add(len(file.Timeouts) > 0, "timeouts %s", strings.Join(slices.Sorted(maps.Keys(file.Timeouts)), ", "))
-	for _, name := range slices.Sorted(maps.Keys(file.StreamProcessors)) {
-		add(true, "stream_processors.%q", name)
-	}
 	for _, name := range file.DisabledPlugins {
 		// What is not there is disabled as asked.
 		add(!strings.HasPrefix(name, "io.containerd.cri.") && hasPart(name), "disabled_plugins %q, which cannot be left out", name)
@@ -220,9 +231,10 @@ var parts = []string{
 
 func hasPart(uri string) bool { return slices.Contains(parts, uri) }
 
-func requiredThere(required []string) error {
+func (c *config) requiredThere(required []string) error {
 	for _, uri := range required {
-		if !hasPart(uri) {
+		_, proxy := c.Snapshotter.Proxies[strings.TrimPrefix(uri, "io.containerd.snapshotter.v1.")]
+		if !proxy && !hasPart(uri) {
 			return fmt.Errorf("required_plugins: Berth has no %s; take it off the list if you can do without it", uri)
 		}
 	}
@@ -256,6 +268,15 @@ func toContainerd(cfg *config) *srvconfig.Config {
 			file.Plugins[s.table] = table
 		}
 		table[s.key] = reflect.ValueOf(s.field).Elem().Interface()
+	}
+	file.TempDir, file.OOMScore, file.Cgroup.Path = cfg.Temp, cfg.OOMScore, cfg.Cgroup
+	for id, p := range cfg.StreamProcessors {
+		file.StreamProcessors[id] = srvconfig.StreamProcessor(p)
+	}
+	for name, p := range cfg.Snapshotter.Proxies {
+		file.ProxyPlugins[name] = srvconfig.ProxyPlugin{
+			Type: "snapshot", Address: p.Address, Platform: p.Platform, Capabilities: p.Capabilities, Exports: p.Exports,
+		}
 	}
 	file.Plugins[serverTTRPC] = map[string]any{"address": cfg.address() + ".ttrpc"}
 	return file

@@ -36,6 +36,10 @@ func serve(ctx context.Context, cfg *config) (err error) {
 	for _, text := range cfg.warnings {
 		log.Warn("configuration: " + text)
 	}
+	if err := prepareProcess(cfg, log); err != nil {
+		return err
+	}
+	registerProcessors(cfg.StreamProcessors)
 	systemd, err := newNotifier()
 	if err != nil {
 		return err

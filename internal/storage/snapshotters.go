@@ -2,6 +2,7 @@ package storage
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -48,6 +49,9 @@ func (s *Store) openSnapshotters(cfg Config) (map[string]snapshots.Snapshotter, 
 			s.undo.add("snapshotter "+name, sn.Close)
 		}
 		s.descriptors = append(s.descriptors, d)
+	}
+	if err := s.openProxies(cfg.Proxies, backends); err != nil {
+		return nil, err
 	}
 	return backends, s.chooseDefault(cfg.Snapshotter, backends)
 }
@@ -96,9 +100,10 @@ func openOverlay(d *Descriptor, root string) (snapshots.Snapshotter, error) {
 }
 
 // cleaners gives a function that removes the directories of snapshots that
-// were removed before a crash.
+// were removed before a crash. One that fails does not keep the others from it.
 func cleaners(backends map[string]snapshots.Snapshotter) func(context.Context) error {
 	return func(ctx context.Context) error {
+		var errs []error
 		for name, sn := range backends {
 			c, ok := sn.(snapshots.Cleaner)
 			if !ok {
@@ -106,9 +111,9 @@ func cleaners(backends map[string]snapshots.Snapshotter) func(context.Context) e
 			}
 			// NotFound is a snapshotter without a single snapshot yet.
 			if err := c.Cleanup(ctx); err != nil && !errdefs.IsNotImplemented(err) && !errdefs.IsNotFound(err) {
-				return fmt.Errorf("clean up snapshotter %s: %w", name, err)
+				errs = append(errs, fmt.Errorf("clean up snapshotter %s: %w", name, err))
 			}
 		}
-		return nil
+		return errors.Join(errs...)
 	}
 }

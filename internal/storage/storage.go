@@ -51,6 +51,9 @@ type Config struct {
 	// Snapshotter is the default snapshotter. Empty means overlayfs, or native
 	// where overlay mounts do not work; a name that does not work is an error.
 	Snapshotter string
+	// Proxies are further snapshotters by their names, which other processes
+	// serve.
+	Proxies map[string]ProxySnapshotter
 	// GC is when garbage is collected.
 	GC GCConfig
 	// HostDir holds the configuration of registry hosts for clients that bring

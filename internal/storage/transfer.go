@@ -42,7 +42,7 @@ func (s *Store) unpackPlatforms() []unpack.Platform {
 			continue
 		}
 		ps = append(ps, unpack.Platform{
-			Platform:                platforms.OnlyOS(platforms.DefaultSpec()),
+			Platform:                platforms.OnlyOS(d.Platforms[0]),
 			SnapshotterKey:          d.ID,
 			Snapshotter:             sn,
 			SnapshotterExports:      d.Exports,
