@@ -19,7 +19,7 @@ import (
 	"github.com/berthd/berth/internal/reap"
 )
 
-const limit = 20 * time.Second
+const limit = 60 * time.Second
 
 // The test binary plays the guard and the shim as well, in processes of their
 // own: both become what the process tree makes of them.

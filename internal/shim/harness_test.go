@@ -15,7 +15,7 @@ import (
 	"github.com/containerd/ttrpc"
 )
 
-const limit = 20 * time.Second
+const limit = 60 * time.Second
 
 // logBuffer is a log to look into.
 type logBuffer struct {
