@@ -198,7 +198,7 @@ func TestStandardInput(t *testing.T) {
 		"to a file":     {script: berth + harness.Image + " echo more >>" + out + "; cat " + out, stdout: "was\nmore\n"},
 		// Their first process has no handler for TERM: it is not waited for.
 		"head":       {script: berth + harness.Image + " yes | head -n 1", stdout: "y\n"},
-		"head, exec": {script: berth + harness.Image + " sh -c 'yes; yes >&2' 2>&1 | head -n 1", stdout: "y\n"},
+		"head, both": {script: berth + harness.Image + " sh -c 'yes; yes >&2' 2>&1 | head -n 1", stdout: "y\n"},
 		"full":       {script: berth + harness.Image + " yes >/dev/full", stderr: "no space left", fails: true},
 		"no output":  {script: d.Programs.Berth + " images | true"},
 	} {
