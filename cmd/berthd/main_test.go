@@ -26,7 +26,7 @@ import (
 )
 
 const (
-	patience = 20 * time.Second
+	patience = 60 * time.Second
 	// asDaemon makes the test binary be berthd.
 	asDaemon = "BERTHD_TEST_AS_DAEMON"
 )

@@ -70,7 +70,7 @@ func TestPlaceOnTheHost(t *testing.T) {
 	if score, err := os.ReadFile(proc + "oom_score_adj"); err != nil || strings.TrimSpace(string(score)) != "321" {
 		t.Errorf("oom_score_adj is %q, %v", score, err)
 	}
-	if in, err := os.ReadFile(proc + "cgroup"); err != nil || !strings.Contains(string(in), ":"+group+"\n") {
+	if in, err := os.ReadFile(proc + "cgroup"); err != nil || !strings.Contains(string(in), group+"\n") {
 		t.Errorf("the daemon is in cgroups %s, %v, not in %s", in, err, group)
 	}
 	if info, err := os.Stat(temp); err != nil || info.Mode().Perm() != 0o700 {
