@@ -2,8 +2,13 @@ package api_test
 
 import (
 	"context"
+	"errors"
+	"io"
 	"log/slog"
+	"net"
+	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -15,8 +20,11 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
@@ -26,9 +34,9 @@ import (
 	"github.com/berthd/berth/internal/storage"
 )
 
-// A target for each service: any bytes, as the request of any of its unary
-// methods, are answered, and never by a panic. What would mount or reach out is
-// replaced.
+// A target for each service: any bytes, as the request of any of its methods, or
+// the first one of a stream, are answered, and never by a panic. What would mount
+// or reach out is replaced.
 
 func FuzzContainers(f *testing.F) { fuzzService(f, "containerd.services.containers.v1.Containers") }
 func FuzzContent(f *testing.F)    { fuzzService(f, "containerd.services.content.v1.Content") }
@@ -44,12 +52,24 @@ func FuzzNamespaces(f *testing.F)   { fuzzService(f, "containerd.services.namesp
 func FuzzSandboxStore(f *testing.F) { fuzzService(f, "containerd.services.sandbox.v1.Store") }
 func FuzzSandboxes(f *testing.F)    { fuzzService(f, "containerd.services.sandbox.v1.Controller") }
 func FuzzSnapshots(f *testing.F)    { fuzzService(f, "containerd.services.snapshots.v1.Snapshots") }
+func FuzzStreaming(f *testing.F)    { fuzzService(f, "containerd.services.streaming.v1.Streaming") }
 func FuzzTasks(f *testing.F)        { fuzzService(f, "containerd.services.tasks.v1.Tasks") }
 func FuzzTransfer(f *testing.F)     { fuzzService(f, "containerd.services.transfer.v1.Transfer") }
 func FuzzVersion(f *testing.F)      { fuzzService(f, "containerd.services.version.v1.Version") }
 
+// No service is without a target.
+func TestFuzzTargets(t *testing.T) {
+	source, err := os.ReadFile("fuzz_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if have, want := strings.Count(string(source), "\nfunc Fuzz"), reflect.TypeFor[api.Services]().NumField(); have != want {
+		t.Errorf("%d targets, %d services", have, want)
+	}
+}
+
 func fuzzService(f *testing.F, name string) {
-	direct := fuzzedServices(f)
+	conn := serveFuzzed(f)
 	found, err := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName(name))
 	if err != nil {
 		f.Fatal(err)
@@ -59,30 +79,87 @@ func fuzzService(f *testing.F, name string) {
 		f.Fatalf("%s is no service", name)
 	}
 	methods := service.Methods()
-	// Empty, a string and a message in each of the first fields, a filter.
+	// Empty, a string and a message in each of the first fields, a filter, and
+	// what opens a stream, with a name and with one that is cut.
 	for i := range methods.Len() {
-		for _, seed := range []string{"", "\x0a\x01x\x12\x01y\x1a\x01z", "\x0a\x00\x12\x00\x1a\x00\x22\x00", "\x0a\x04\x0a\x02id", "\x0a\x07id==~\"["} {
+		for _, seed := range []string{
+			"", "\x0a\x01x\x12\x01y\x1a\x01z", "\x0a\x00\x12\x00\x1a\x00\x22\x00", "\x0a\x04\x0a\x02id", "\x0a\x07id==~\"[",
+			"\x0a\x20containerd.types.transfer.Progress\x12\x00",
+			"\x0a\x2bcontainerd.services.streaming.v1.StreamInit\x12\x03\x0a\x01s",
+			"\x0a\x2bcontainerd.services.streaming.v1.StreamInit\x12\x03\x0a\x09s",
+		} {
 			f.Add(uint8(i), []byte(seed))
 		}
 	}
 	f.Fuzz(func(t *testing.T, method uint8, data []byte) {
 		m := methods.Get(int(method) % methods.Len())
-		if m.IsStreamingClient() || m.IsStreamingServer() {
-			return
-		}
 		request, answer := newMessage(t, m.Input()), newMessage(t, m.Output())
 		if proto.Unmarshal(data, request) != nil {
 			return // the transport refuses it
 		}
-		ctx, cancel := context.WithTimeout(namespaces.WithNamespace(t.Context(), "fuzz"), 10*time.Second)
+		limit := 10 * time.Second
+		if m.Name() == "Subscribe" {
+			limit = 20 * time.Millisecond // it waits for events, of which there are none
+		}
+		ctx, cancel := context.WithTimeout(namespaces.WithNamespace(t.Context(), "fuzz"), limit)
 		defer cancel()
-		err := direct.Invoke(ctx, "/"+name+"/"+string(m.Name()), request, answer)
-		if code := status.Code(err); code == codes.Internal || code == codes.DeadlineExceeded {
+		path := "/" + name + "/" + string(m.Name())
+		var err error
+		if m.IsStreamingClient() || m.IsStreamingServer() {
+			err = firstAnswer(ctx, conn, path, request, answer)
+		} else {
+			err = conn.Invoke(ctx, path, request, answer)
+		}
+		if code := status.Code(err); code == codes.Internal || code == codes.DeadlineExceeded && m.Name() != "Subscribe" {
 			t.Errorf("%s of %v: %v", m.Name(), request, err)
 		} else if err != nil && strings.Contains(status.Convert(err).Message(), "\n") {
 			t.Errorf("%s of %v: an error of several lines: %q", m.Name(), request, err)
 		}
 	})
+}
+
+// firstAnswer sends one request on a stream, and reads one answer.
+func firstAnswer(ctx context.Context, conn grpc.ClientConnInterface, path string, request, answer proto.Message) error {
+	stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, path)
+	if err != nil {
+		return err
+	}
+	if err := stream.SendMsg(request); err != nil && !errors.Is(err, io.EOF) {
+		return err // EOF: the answer says why
+	}
+	if err := stream.CloseSend(); err != nil {
+		return err
+	}
+	if err := stream.RecvMsg(answer); !errors.Is(err, io.EOF) {
+		return err
+	}
+	return nil
+}
+
+// serveFuzzed serves the services in memory.
+func serveFuzzed(f *testing.F) *grpc.ClientConn {
+	f.Helper()
+	server := api.NewServer(fuzzedServices(f), slog.New(slog.DiscardHandler))
+	l := bufconn.Listen(1 << 20)
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(l) }()
+	conn, err := grpc.NewClient("passthrough:fuzz", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() {
+		if err := conn.Close(); err != nil {
+			f.Error(err)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		server.Stop(ctx)
+		if err := <-served; err != nil {
+			f.Error(err)
+		}
+	})
+	return conn
 }
 
 func newMessage(t *testing.T, d protoreflect.MessageDescriptor) proto.Message {
@@ -95,7 +172,7 @@ func newMessage(t *testing.T, d protoreflect.MessageDescriptor) proto.Message {
 }
 
 // fuzzedServices are the real services on a store of their own.
-func fuzzedServices(f *testing.F) *api.Direct {
+func fuzzedServices(f testing.TB) api.Services {
 	f.Helper()
 	dir := f.TempDir()
 	ex := exchange.NewExchange()
@@ -114,7 +191,7 @@ func fuzzedServices(f *testing.F) *api.Direct {
 	if err != nil {
 		f.Fatal(err)
 	}
-	return api.NewDirect(api.Services{
+	return api.Services{
 		Containers: api.NewContainers(store.Containers, ex), Content: api.NewContent(store.Content),
 		Diff:   api.NewDiff(storage.Differ{Applier: refusing{}, Comparer: refusing{}}),
 		Events: api.NewEvents(ex), Images: api.NewImages(store.Images, store.GC),
@@ -126,7 +203,7 @@ func fuzzedServices(f *testing.F) *api.Direct {
 		}),
 		Transfer: api.NewTransfer(api.TransferConfig{Transferrer: refusing{}, Streams: store.Streams, HostDir: dir}),
 		Version:  api.NewVersion("1", "2"),
-	}, slog.New(slog.DiscardHandler))
+	}
 }
 
 // refusing does nothing.
