@@ -113,6 +113,8 @@ func (t *running) attach(ctx context.Context) error {
 	if t.io == nil {
 		return nil
 	}
+	// Who sees output may send a signal: it must be caught by then.
+	t.s.forwarding.Wait()
 	return t.io.Start(func() {
 		ctx, cancel := cleanup(ctx)
 		defer cancel()
