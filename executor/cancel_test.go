@@ -173,7 +173,7 @@ func TestExecLeavesProcess(t *testing.T) {
 func TestDaemonKilled(t *testing.T) {
 	t.Parallel()
 	d := harness.Start(t, harness.Config{NoImage: true})
-	l := newLab(t, d.Client(t), executor.Config{Root: filepath.Join(d.State, "executor"), Namespace: d.Namespace})
+	l := newLab(t, d.Client(t), executor.Config{Root: filepath.Join(d.State, "executor"), Namespace: d.Namespace, KillTimeout: limit})
 	root := rootfs(t)
 	until := sh("while ! test -e /go; do sleep 0.02; done; echo went on; exit 3")
 	b := l.start(t, root, until)

@@ -138,12 +138,17 @@ func newLab(t testing.TB, c *client.Client, cfg executor.Config) *lab {
 // checkClient finds containers, tasks and files of steps.
 func checkClient(t testing.TB, c *client.Client, cfg executor.Config) {
 	ctx := namespaces.WithNamespace(context.Background(), cfg.Namespace)
-	list, err := c.Containers(ctx)
-	if err != nil {
-		t.Error(err)
-	}
-	for _, left := range list {
-		t.Errorf("container %s is left", left.ID())
+	var left []client.Container
+	harness.Poll(limit, func() bool { // another executor may still remove records
+		list, err := c.Containers(ctx)
+		if err != nil {
+			t.Error(err)
+		}
+		left = list
+		return len(left) == 0
+	})
+	for _, c := range left {
+		t.Errorf("container %s is left", c.ID())
 	}
 	for _, dir := range []string{"steps", "fifo", "rootfs"} {
 		entries, _ := os.ReadDir(filepath.Join(cfg.Root, dir)) // nothing there, nothing left

@@ -326,6 +326,9 @@ func testCgroup(t *testing.T, l *lab) {
 		contains(t, "limits", out, "67108864\n512\n30000\n60000\n0\n0")
 	}
 	meta.CgroupParent = l.namespace + "/of-step"
+	impossible := sh("true")
+	impossible.LinuxResources = &pb.LinuxResources{CpusetCpus: "4095"}
+	l.fails(t, "a CPU that is not there", "cpuset", impossible)
 	contains(t, "the step's own parent", l.must(t, rootfs(t), meta), ":/"+l.namespace+"/of-step/buildkit/")
 }
 

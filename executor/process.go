@@ -26,7 +26,7 @@ const drainTimeout = 5 * time.Second
 // daemonTimeout is how long a daemon that died may take to serve again, and
 // daemonDeaths how often it may die in a step's time.
 const (
-	daemonTimeout = 30 * time.Second
+	daemonTimeout = time.Minute
 	daemonDeaths  = 10
 )
 
@@ -145,9 +145,9 @@ func (p *process) kill(ctx context.Context, exits <-chan exitResult) (exit, erro
 	since := time.Now()
 	kctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.e.cfg.KillTimeout)
 	defer cancel()
-	_, kerr := p.e.client.TaskService().Kill(kctx, &tasksapi.KillRequest{
+	kerr := p.e.sendKill(kctx, &tasksapi.KillRequest{
 		ContainerID: p.container, ExecID: p.exec, Signal: uint32(syscall.SIGKILL), All: p.exec == "",
-	}, grpc.WaitForReady(true))
+	})
 	what := "all processes of the step"
 	if p.exec != "" {
 		what = "the process"
@@ -162,8 +162,8 @@ func (p *process) kill(ctx context.Context, exits <-chan exitResult) (exit, erro
 			x.code, what, time.Since(since).Round(time.Millisecond)), context.Cause(ctx)}
 	case <-kctx.Done():
 		text := fmt.Sprintf("killed %s, but no end was seen within %s", what, p.e.cfg.KillTimeout)
-		if kerr != nil && !gone(native(kerr)) {
-			text = fmt.Sprintf("could not kill %s within %s (%v)", what, p.e.cfg.KillTimeout, native(kerr))
+		if kerr != nil && !gone(kerr) {
+			text = fmt.Sprintf("could not kill %s within %s (%v)", what, p.e.cfg.KillTimeout, kerr)
 		}
 		return exit{code: unknownExit}, &killedError{text, context.Cause(ctx)}
 	}
@@ -233,6 +233,17 @@ func (p *process) wait(ctx context.Context) (last exitResult) {
 		}
 	}
 	return last
+}
+
+// sendKill kills, by the next daemon if one dies with the request.
+func (e *Executor) sendKill(ctx context.Context, r *tasksapi.KillRequest) (err error) {
+	for range daemonDeaths {
+		_, err = e.client.TaskService().Kill(ctx, r, grpc.WaitForReady(true))
+		if err = native(err); !errdefs.IsUnavailable(err) || ctx.Err() != nil {
+			break
+		}
+	}
+	return err
 }
 
 // awaitDaemon waits until the daemon answers again, and says whether it does.

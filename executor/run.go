@@ -18,7 +18,6 @@ import (
 	"github.com/moby/buildkit/util/bklog"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/trace"
-	"google.golang.org/grpc"
 )
 
 const (
@@ -159,8 +158,8 @@ func (e *Executor) killTask(ctx context.Context, id string) error {
 	kctx, cancel := context.WithTimeout(ctx, e.cfg.KillTimeout)
 	defer cancel()
 	tasks := e.client.TaskService()
-	_, err := tasks.Kill(kctx, &tasksapi.KillRequest{ContainerID: id, Signal: uint32(syscall.SIGKILL), All: true}, grpc.WaitForReady(true))
-	if err = native(err); err != nil && !gone(err) {
+	err := e.sendKill(kctx, &tasksapi.KillRequest{ContainerID: id, Signal: uint32(syscall.SIGKILL), All: true})
+	if err != nil && !gone(err) {
 		return err
 	}
 	if _, err := tasks.Wait(kctx, &tasksapi.WaitRequest{ContainerID: id}); err != nil && !errdefs.IsNotFound(native(err)) {

@@ -72,6 +72,13 @@ func TestStep(t *testing.T) {
 			!strings.Contains(r.failed.Error(), "/nonexistent") {
 			t.Errorf("no such program: %v", r.failed)
 		}
+		// Whoever waits for the start is told of the end.
+		started := make(chan struct{})
+		_, err := l.Run(withNamespace(l), "", bk.Mount{Src: source(root)}, nil, bk.ProcessInfo{Meta: bk.Meta{Args: []string{"/nonexistent"}, Cwd: "/"}}, started)
+		if err == nil {
+			t.Error("no such program: no error")
+		}
+		<-started
 	})
 }
 
