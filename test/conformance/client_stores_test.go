@@ -310,20 +310,23 @@ func (u *calls) events() {
 
 // mounts are activated for a client.
 func (u *calls) mounts() {
+	ctx, done, err := u.c.WithLease(u.ctx)
+	u.must(err)
 	m := u.c.MountManager()
 	u.got("Client.MountManager", true, nil)
 	l := newLayered(u.t, u.d, "calls")
 	name := u.d.ID("activation")
-	info, err := m.Activate(u.ctx, name, l.mounts(), mount.WithLabels(map[string]string{"k": "v"}))
+	info, err := m.Activate(ctx, name, l.mounts(), mount.WithLabels(map[string]string{"k": "v"}))
 	u.got("MountManager.Activate", []any{info.Name, len(info.Active), len(info.System), info.Labels}, err)
-	info, err = m.Info(u.ctx, name)
+	info, err = m.Info(ctx, name)
 	u.got("MountManager.Info", []any{info.Name, len(info.Active), len(info.System), info.Labels}, err)
-	all, err := m.List(u.ctx)
+	all, err := m.List(ctx)
 	u.got("MountManager.List", len(all), err)
 	info.Labels = map[string]string{"k": "new"}
-	info, err = m.Update(u.ctx, info, "labels.k")
+	info, err = m.Update(ctx, info, "labels.k")
 	u.got("MountManager.Update", info.Labels, err)
-	u.got("MountManager.Deactivate", nil, m.Deactivate(u.ctx, name))
+	u.got("MountManager.Deactivate", nil, m.Deactivate(ctx, name))
+	u.must(done(ctx))
 }
 
 // sandbox starts one, by the client and by its parts.

@@ -271,7 +271,15 @@ func TestCtrErofsCache(t *testing.T) {
 			t.Fatal(err)
 		}
 		dir := t.TempDir()
-		d.MustCtr(t, "images", "build-erofs-cache", harness.Image, dir)
+		// Nothing refers to the layer without its compression: a collection may take it
+		// before it is read.
+		harness.Await(t, time.Minute, "the cache is built", func() bool {
+			r := d.Ctr(t, "images", "build-erofs-cache", harness.Image, dir)
+			if r.Code != 0 && !strings.Contains(r.Stderr, "not found") {
+				t.Fatal(r)
+			}
+			return r.Code == 0
+		})
 		found, err := filepath.Glob(filepath.Join(dir, "sha256", "*", "*.erofs"))
 		if err != nil || len(found) != 1 {
 			t.Fatalf("in the cache: %v, %v", found, err)
