@@ -42,7 +42,7 @@ directory. Examples:
 			yes("image", "let the checkpoint hold the container's image too"),
 			&cli.BoolFlag{Name: "task", Value: true, Usage: "save the processes; --task=false leaves them out"},
 			str("image-path", "write CRIU's files to a `DIR`, and make no image"),
-			str("work-path", "`DIR` for CRIU's log and passing files (default: one of the daemon's)"),
+			str("work-path", "`DIR` for CRIU's log, which stays there, and passing files (default: one of the daemon's)"),
 			str("parent-path", "`DIR` of an earlier dump, relative to this one, that has the pages that did not change"),
 		}, criuFlags()...),
 		Action: func(ctx context.Context, cmd *cli.Command) error {

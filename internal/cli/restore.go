@@ -39,7 +39,7 @@ also what it may do to this host: restore what you trust. Examples:
 			yes("live", "go on with the processes that were saved"),
 			yes("rw", "with what it had written to its file system, which must have been saved"),
 			str("image-path", "go on from CRIU's files in this `DIR`"),
-			str("work-path", "`DIR` for CRIU's log and passing files (default: one of the daemon's)"),
+			str("work-path", "`DIR` for CRIU's log, which stays there, and passing files (default: one of the daemon's)"),
 			yes("attach", "show the output here and end with the exit code", "a"),
 			str("pid-file", "write the process id to a `FILE`"),
 		}, streamFlags()...),

@@ -3,7 +3,6 @@
 package criu
 
 import (
-	"encoding/json"
 	"fmt"
 	"os"
 	"slices"
@@ -37,22 +36,6 @@ func count(t *testing.T, d *harness.Daemon, id string) int {
 func awaitCount(t *testing.T, d *harness.Daemon, id string, n int) {
 	t.Helper()
 	harness.Await(t, limit, id+" counts", func() bool { return count(t, d, id) >= n })
-}
-
-func status(t *testing.T, d *harness.Daemon, id string) string {
-	t.Helper()
-	var doc struct {
-		Task struct{ Status string }
-	}
-	out := d.MustBerth(t, "inspect", id)
-	var list []json.RawMessage
-	if err := json.Unmarshal([]byte(out), &list); err != nil || len(list) != 1 {
-		t.Fatalf("inspect: %v: %s", err, out)
-	}
-	if err := json.Unmarshal(list[0], &doc); err != nil {
-		t.Fatal(err)
-	}
-	return doc.Task.Status
 }
 
 func run(t *testing.T, d *harness.Daemon, id string, flags ...string) {
@@ -118,6 +101,27 @@ func TestRestoreElsewhere(t *testing.T) {
 	d.MustBerth(t, "rmi", "berth.test/saved:1")
 }
 
+// What it wrote to its file system comes along with what it has in memory: a
+// command that was run anew would count from 1.
+func TestRestoreFiles(t *testing.T) {
+	d := harness.Start(t, harness.Config{})
+	from, to := d.ID("from"), d.ID("to")
+	run(t, d, from)
+	awaitCount(t, d, from, 20)
+	d.MustBerth(t, "exec", from, "touch", "/written")
+	d.MustBerth(t, "checkpoint", "--rw", "--exit", from, "berth.test/files:1")
+	d.MustBerth(t, "rm", "-f", from)
+	mustRestore(t, d, "--live", "--rw", to, "berth.test/files:1")
+	d.MustBerth(t, "exec", to, "test", "-e", "/written")
+	n := 0
+	harness.Await(t, limit, "a number", func() bool { n = count(t, d, to); return n > 0 })
+	if n < 20 {
+		t.Errorf("it counts from %d", n)
+	}
+	d.MustBerth(t, "rm", "-f", to)
+	d.MustBerth(t, "rmi", "berth.test/files:1")
+}
+
 // A restored container that has no memory left is seen to end so.
 func TestRestoredOOM(t *testing.T) {
 	d := harness.Start(t, harness.Config{})
@@ -126,7 +130,7 @@ func TestRestoredOOM(t *testing.T) {
 	awaitCount(t, d, id, 10)
 	dump := t.TempDir()
 	d.MustBerth(t, "checkpoint", "--exit", "--image-path", dump, id)
-	harness.Await(t, limit, "it has ended", func() bool { return status(t, d, id) != "running" })
+	d.MustBerth(t, "wait", id)
 	mustRestore(t, d, "--image-path", dump, id)
 	awaitCount(t, d, id, 11)
 	d.MustBerth(t, "kill", "-s", "USR1", id)
