@@ -24,10 +24,14 @@ import (
 const (
 	// maxQueue bounds the events that wait for a daemon that is away; the
 	// oldest go first.
-	maxQueue      = 16384
-	forwardTime   = 5 * time.Second
-	minRetryPause = 20 * time.Millisecond
-	maxRetryPause = 5 * time.Second
+	maxQueue = 16384
+	// connectionEvents is how many events go over one connection. ttrpc's server
+	// (v1.2.9) keeps the stream of a request that is answered before it is noted,
+	// some of a thousand, until the connection ends.
+	connectionEvents = 4096
+	forwardTime      = 5 * time.Second
+	minRetryPause    = 20 * time.Millisecond
+	maxRetryPause    = 5 * time.Second
 )
 
 // publisher sends events to the daemon, one after the other: an event that
@@ -192,7 +196,7 @@ func (p *publisher) run(ctx context.Context) {
 			client.Close()
 		}
 	}()
-	pause := minRetryPause
+	pause, events := minRetryPause, 0
 	for {
 		e := p.head()
 		if e == nil {
@@ -210,6 +214,10 @@ func (p *publisher) run(ctx context.Context) {
 			}
 			p.sent(e)
 			pause = minRetryPause
+			if events++; events%connectionEvents == 0 && client != nil {
+				client.Close()
+				client = nil
+			}
 			continue
 		}
 		retry := time.NewTimer(pause)

@@ -5,16 +5,19 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	eventsAPI "github.com/containerd/containerd/api/services/ttrpc/events/v1"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/ttrpc"
 	"github.com/containerd/typeurl/v2"
 	"google.golang.org/protobuf/types/known/emptypb"
 
@@ -101,6 +104,36 @@ func TestPublisherKeepsOrder(t *testing.T) {
 	// One whose answer was lost with the daemon comes again.
 	if got := slices.Compact(d.events()); !slices.Equal(got, want) {
 		t.Errorf("got  %q\nwant %q", got, want)
+	}
+}
+
+// dials counts connections.
+type dials struct{ atomic.Int32 }
+
+func (c *dials) Handshake(_ context.Context, conn net.Conn) (net.Conn, any, error) {
+	c.Add(1)
+	return conn, nil, nil
+}
+
+// A connection is not used for ever: what the daemon's ttrpc server leaks on one
+// is bounded.
+func TestPublisherRenewsItsConnection(t *testing.T) {
+	d := newDaemon(t)
+	var made dials
+	srv := newServer(t, ttrpc.WithServerHandshaker(&made))
+	eventsAPI.RegisterTTRPCEventsService(srv, d)
+	serveRPC(t, d.path, srv)
+	p := newPublisher(d.path, "", slog.New(slog.DiscardHandler))
+	want := started(p, 0, 2*connectionEvents+1)
+	if err := closeWithin(t, p, time.Minute); err != nil {
+		t.Error(err)
+	}
+	// On a machine that stands still an event is sent again, on one connection more.
+	if got := slices.Compact(d.events()); !slices.Equal(got, want) {
+		t.Errorf("%d events of %d, or in another order", len(got), len(want))
+	}
+	if n := made.Load(); n < 3 {
+		t.Errorf("%d connections for %d events, want 3", n, len(want))
 	}
 }
 
