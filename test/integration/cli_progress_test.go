@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/berthd/berth/internal/testimage"
 	"github.com/berthd/berth/test/harness"
@@ -59,11 +60,19 @@ func TestCLIProgress(t *testing.T) {
 			if code := term.Wait(t); code != 0 {
 				t.Fatalf("%v on a terminal: %d, %q", verb, code, term.Output())
 			}
-			switch out := term.Output(); {
-			case local && (!strings.Contains(out, " MiB") || !strings.Contains(out, "\x1b[K")):
-				t.Errorf("%v on a terminal: no count of what was moved: %q", verb, out)
-			case verb[0] == "pull" && (strings.Count(out, layer) < 2 || !again.MatchString(out)):
-				t.Errorf("%v on a terminal: the layer is not drawn again: %q", verb, out)
+			// The end of the output comes a little after the end of the program.
+			shown := func() bool {
+				out := term.Output()
+				switch {
+				case local:
+					return strings.Contains(out, " MiB") && strings.Contains(out, "\x1b[K")
+				case verb[0] == "pull": // the layer is drawn again
+					return strings.Count(out, layer) >= 2 && again.MatchString(out)
+				}
+				return true
+			}
+			if !harness.Poll(30*time.Second, shown) {
+				t.Errorf("%v on a terminal: no count of what was moved, or it is not drawn again: %q", verb, term.Output())
 			}
 		}
 		d.MustBerth(t, "rmi", "--sync", ref)
