@@ -28,7 +28,8 @@ func (k EventKind) Topic() string { return eventTopics[k] }
 
 // Event is one thing that happened to a process. The events of one container
 // come in the order create < start < exec-added < exec-started < exit of an
-// exec < oom < exit of init < delete, each once.
+// exec < exit of init < delete, each once. EventOOM comes between create and the
+// exit of init, for each kill; kills that are found together are one event.
 type Event struct {
 	Kind   EventKind
 	ID     ID

@@ -196,9 +196,9 @@ func readPids(file string) ([]int, error) {
 	return pids, nil
 }
 
-// OOMKills is the number of processes that the kernel has killed in this
-// cgroup for memory. An absent cgroup or an old kernel give 0.
-func (c *Cgroup) OOMKills() uint64 {
+// oomKills is the number of processes that the kernel has killed in this cgroup
+// for memory. ok is false when the cgroup is gone. An old kernel gives 0.
+func (c *Cgroup) oomKills() (kills uint64, ok bool) {
 	file := "memory.events"
 	hierarchy := ""
 	if !c.unified {
@@ -206,9 +206,12 @@ func (c *Cgroup) OOMKills() uint64 {
 	}
 	dir, ok := c.dir(hierarchy)
 	if !ok {
-		return 0
+		return 0, false
 	}
-	return counter(filepath.Join(dir, file), "oom_kill")
+	path := filepath.Join(dir, file)
+	kills = counter(path, "oom_kill")
+	_, err := os.Stat(path)
+	return kills, err == nil
 }
 
 func counter(file, key string) uint64 {

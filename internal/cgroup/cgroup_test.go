@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -242,7 +243,7 @@ func TestKillEndsTheFrozen(t *testing.T) {
 
 func TestOOMKills(t *testing.T) {
 	each(t, func(t *testing.T, g *group) {
-		if n := g.OOMKills(); n != 0 {
+		if n, _ := g.oomKills(); n != 0 {
 			t.Errorf("%d kills in a new cgroup", n)
 		}
 		hierarchy, files := "memory", []string{"memory.limit_in_bytes", "memory.memsw.limit_in_bytes"}
@@ -262,14 +263,54 @@ func TestOOMKills(t *testing.T) {
 		if err := write(filepath.Join(dir, files[1]), value); err != nil && !errors.Is(err, os.ErrNotExist) {
 			t.Fatal(err)
 		}
+		told := watchKills(t, g)
 		cmd, _ := g.run(t, "", nil, "/bin/dd", "if=/dev/zero", "of=/dev/null", "bs=100M", "count=1")
 		if sig := waitSignal(t, cmd); sig != unix.SIGKILL {
 			t.Errorf("ended by %v", sig)
 		}
-		if n := g.OOMKills(); n != 1 {
+		if n, _ := g.oomKills(); n != 1 {
 			t.Errorf("%d kills", n)
 		}
+		select {
+		case <-told:
+		case <-time.After(time.Minute):
+			t.Error("nobody was told of the kill")
+		}
 	})
+}
+
+// watchKills returns what is closed when a watcher tells of a kill. One of the
+// machine's own mode is not for cgroups of the other.
+func watchKills(t *testing.T, g *group) <-chan struct{} {
+	t.Helper()
+	told := make(chan struct{})
+	w, err := NewOOMWatcher()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if w.unified != g.unified {
+		close(told)
+	} else {
+		once := sync.OnceFunc(func() { close(told) })
+		err = w.Add(g.Cgroup, func() {
+			if w.Kills(g.Cgroup) > 0 {
+				once()
+			}
+		})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var running sync.WaitGroup
+	running.Go(w.Run)
+	t.Cleanup(func() {
+		w.Remove(g.Cgroup)
+		if err := w.Close(); err != nil {
+			t.Error(err)
+		}
+		running.Wait()
+	})
+	return told
 }
 
 // What is gone is NotFound, whatever is asked of it.
@@ -286,7 +327,7 @@ func TestRemoved(t *testing.T) {
 				t.Errorf("%s: %v", name, err)
 			}
 		}
-		if n := g.OOMKills(); n != 0 {
+		if n, _ := g.oomKills(); n != 0 {
 			t.Errorf("%d kills", n)
 		}
 	})

@@ -78,6 +78,7 @@ func (s *Set) adopt(ctx context.Context, bundle string, kept map[string]*os.File
 	}
 	c := s.newContainer(r.ID, bundle, r.Options)
 	c.sharedPID, c.checkpoint, c.cgroupPaths, c.waiting = r.SharedPID, r.Checkpoint, r.Cgroup, r.Waiting
+	c.oomKills = r.OOMKills
 	p := c.newProcess(task.Init, "", r.Stdio)
 	c.init, c.process = p, p
 	p.status, p.pid, p.startTime, p.exit, p.owed = task.ParseStatus(r.Status), r.Pid, r.StartTime, r.Exit, r.Owed

@@ -38,7 +38,8 @@ type Container struct {
 	// signals, State and Wait do not take it; execs start without it.
 	ops chan struct{}
 	// saveMu orders writes of the record.
-	saveMu sync.Mutex
+	saveMu  sync.Mutex
+	savedOp string // the call that the record says is under way, guarded by saveMu
 
 	mu          sync.Mutex
 	pausing     bool                // a pause call is under way, guarded by mu
@@ -50,6 +51,7 @@ type Container struct {
 	execsGone   chan struct{}       // closed when liveExecs falls to 0, guarded by mu
 	cgroup      *cgroup.Cgroup      // nil: none of its own; set before the process can exit
 	cgroupPaths cgroup.Paths        // guarded by mu
+	oomKills    uint64              // kills for memory that were told, guarded by mu
 }
 
 var _ task.Task = (*Container)(nil)

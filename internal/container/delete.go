@@ -54,6 +54,7 @@ func (c *Container) runDelete(ctx context.Context) (task.Exit, error) {
 	c.mu.Lock()
 	c.init.status = task.Deleted
 	c.mu.Unlock()
+	c.unwatchOOM()
 	c.set.remove(c.id)
 	return exit, nil
 }

@@ -32,6 +32,9 @@ func (p *process) ready() {
 	e := p.held
 	p.held = nil
 	c.mu.Unlock()
+	if p.kind == task.Init {
+		c.watchOOM()
+	}
 	if e != nil {
 		c.set.wg.Go(func() { p.finish(*e) })
 	}
@@ -92,7 +95,7 @@ func (c *Container) finishInit(exit task.Exit) {
 	// Early, because systemd removes the cgroup of a scope once it is empty.
 	var oomKills uint64
 	if c.cgroup != nil {
-		oomKills = c.cgroup.OOMKills()
+		oomKills = c.set.oom.Kills(c.cgroup)
 	}
 	c.mu.Lock()
 	c.ended = true // no exec starts any more
@@ -119,9 +122,9 @@ func (c *Container) finishInit(exit task.Exit) {
 		timeout.Stop()
 	}
 	if c.cgroup != nil {
-		exit.OOMKilled = max(oomKills, c.cgroup.OOMKills()) > 0
+		oomKills = max(oomKills, c.set.oom.Kills(c.cgroup))
 	}
-	c.storeExit(exit)
+	c.storeExit(exit, oomKills)
 	c.init.reaped()
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -139,13 +142,18 @@ func (p *process) reaped() {
 	}
 }
 
-func (c *Container) storeExit(exit task.Exit) {
+// storeExit owes the exit, and before it the kills for memory that nobody was
+// told of. systemd may have removed the cgroup with its counter: then those count
+// that were told.
+func (c *Container) storeExit(exit task.Exit, oomKills uint64) {
 	c.wasStarted()
 	c.mu.Lock()
+	exit.OOMKilled = max(oomKills, c.oomKills) > 0
 	if next, err := c.init.allowed(task.OpExited); err == nil {
 		c.init.status, c.init.exit = next, &exit
 	}
-	if exit.OOMKilled {
+	if oomKills > c.oomKills {
+		c.oomKills = oomKills
 		c.init.owe(task.Event{Kind: task.EventOOM, Pid: exit.Pid})
 	}
 	c.init.owe(task.Event{Kind: task.EventExit, Pid: exit.Pid, Exit: exit})

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"sort"
 	"sync"
@@ -103,6 +104,9 @@ type Set struct {
 	cfg Config
 	own cgroup.Paths
 	wg  sync.WaitGroup
+	// oom runs in a goroutine of its own, counted by watching, from New to Close.
+	oom      *cgroup.OOMWatcher
+	watching sync.WaitGroup
 	// adopted are the processes between Adopt and Release, which one
 	// goroutine calls before the set is shared.
 	adopted []*process
@@ -124,6 +128,10 @@ func New(cfg Config) (*Set, error) {
 	}
 	s := &Set{cfg: cfg, own: own, containers: map[task.ID]*Container{}, idle: make(chan struct{})}
 	close(s.idle)
+	if s.oom, err = cgroup.NewOOMWatcher(); err != nil {
+		return nil, err
+	}
+	s.watching.Go(s.oom.Run)
 	return s, nil
 }
 
@@ -133,6 +141,10 @@ func (s *Set) Close(ctx context.Context) error {
 	s.mu.Lock()
 	s.closed = true
 	s.mu.Unlock()
+	if err := s.oom.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
+		s.cfg.Log.Warn("stop to look for kills for memory", "error", err)
+	}
+	s.watching.Wait()
 	done := make(chan struct{})
 	go func() { s.wg.Wait(); close(done) }()
 	select {

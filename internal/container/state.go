@@ -46,6 +46,8 @@ type record struct {
 	Waiting string     `json:"waiting,omitempty"`
 	Exit    *task.Exit `json:"exit,omitempty"`
 	Owed    []owed     `json:"owed,omitempty"`
+	// OOMKills is how many kills for memory were told.
+	OOMKills uint64 `json:"oomKills,omitempty"`
 }
 
 type execRecord struct {
@@ -123,17 +125,30 @@ func selfPid() int { return os.Getpid() }
 func (c *Container) save(op task.Operation, begun bool) error {
 	c.saveMu.Lock()
 	defer c.saveMu.Unlock()
+	c.savedOp = ""
+	if begun {
+		c.savedOp = op.String()
+	}
+	return c.saveLocked()
+}
+
+// saveAgain writes the record beside a call that may be under way.
+func (c *Container) saveAgain() error {
+	c.saveMu.Lock()
+	defer c.saveMu.Unlock()
+	return c.saveLocked()
+}
+
+// saveLocked is for who holds saveMu.
+func (c *Container) saveLocked() error {
 	c.mu.Lock()
 	p := c.init
 	r := record{
 		ID: c.id, Status: p.status.String(), Pid: p.pid, StartTime: p.startTime, Stdio: p.stdio,
 		Options: c.options, Checkpoint: c.checkpoint, Cgroup: c.cgroupPaths, SharedPID: c.sharedPID,
-		Waiting: c.waiting, Exit: p.exit, Owed: p.owed,
+		Waiting: c.waiting, Exit: p.exit, Owed: p.owed, OOMKills: c.oomKills, Op: c.savedOp,
 	}
 	c.mu.Unlock()
-	if begun {
-		r.Op = op.String()
-	}
 	return writeFile(filepath.Join(c.bundle, recordFile), r)
 }
 

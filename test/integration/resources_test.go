@@ -134,6 +134,52 @@ func update(t *testing.T, d *harness.Daemon, id string, r *specs.LinuxResources)
 	return task.Update(ctx, containerd.WithResources(r))
 }
 
+// TestResourcesOOMLives: a kill for memory is told when it happens, while init goes
+// on, also that of an exec; and once, whatever becomes of the shim.
+func TestResourcesOOMLives(t *testing.T) {
+	t.Parallel()
+	d := harness.Start(t, harness.Config{})
+	events, topics := watch(t, d)
+	id := d.ID("oom")
+	const greedy = "dd if=/dev/zero of=/dev/null bs=100M count=1"
+	d.MustCtr(t, "run", "--memory-limit", fmt.Sprint(16<<20), "--null-io", "--detach", harness.Image, id,
+		"sh", "-c", greedy+"; while :; do sleep 1; done")
+	await := func(n int) {
+		t.Helper()
+		harness.Await(t, 30*time.Second, fmt.Sprintf("%d oom events", n), func() bool { return count(topics(), "/tasks/oom") == n })
+	}
+	await(1)
+	if status := d.TaskStatus(t, id); status != "RUNNING" {
+		t.Errorf("init is %s", status)
+	}
+	if r := d.Ctr(t, "tasks", "exec", "--exec-id", "greedy", id, "sh", "-c", greedy+"; exit 5"); r.Code != 5 {
+		t.Errorf("the exec: %s", r)
+	}
+	await(2)
+	d.KillShim(t)
+	d.MustCtr(t, "tasks", "exec", "--exec-id", "again", id, "sh", "-c", greedy+"; true")
+	await(3)
+	d.MustCtr(t, "tasks", "kill", "-s", "KILL", id)
+	d.AwaitStatus(t, id, "STOPPED")
+	harness.Await(t, 30*time.Second, "exit event", func() bool {
+		got := topics()
+		return got[len(got)-1] == "/tasks/exit" && count(got, "/tasks/exit") == 3
+	})
+	await(3)
+	remove(t, d, id)
+	events.Signal(t, syscall.SIGINT)
+	events.Wait(t)
+}
+
+func count(list []string, what string) (n int) {
+	for _, s := range list {
+		if s == what {
+			n++
+		}
+	}
+	return n
+}
+
 // TestResourcesOOM lets the kernel kill containers for memory, init itself and a
 // process beside it: it is told once, before the exit of init.
 func TestResourcesOOM(t *testing.T) {
@@ -161,9 +207,9 @@ func TestResourcesOOM(t *testing.T) {
 					continue
 				}
 				got := topics()
-				at := slices.Index(got[lastIndex(got, "/tasks/create"):], "/tasks/oom")
-				if at < 0 || got[len(got)-1] != "/tasks/exit" {
-					t.Errorf("%s, %s: events %v", driver, name, got)
+				life := got[lastIndex(got, "/tasks/create"):]
+				if count(life, "/tasks/oom") != 1 || life[len(life)-1] != "/tasks/exit" {
+					t.Errorf("%s, %s: events %v", driver, name, life)
 				}
 				record, err := os.ReadFile(filepath.Join(d.State, "io.containerd.runtime.v2.task", d.Namespace, id, "exit.json"))
 				if err != nil || !bytes.Contains(record, []byte(`"OOMKilled":true`)) {
