@@ -136,14 +136,14 @@ func TestReaderNeverReturns(t *testing.T) {
 	harness.Each(t, func(t *testing.T, d *harness.Daemon) {
 		id := d.ID("unread")
 		dir := t.TempDir()
-		// ctr opens its FIFOs and goes.
+		// ctr opens its FIFOs, reads while it lives, and goes.
 		d.MustCtr(t, "run", "--detach", "--mount", "type=bind,src="+dir+",dst=/host,options=rbind", harness.Image, id,
-			"sh", "-c", "touch /host/begun; head -c 8000000 /dev/zero; touch /host/ended; sleep 1000")
+			"sh", "-c", "touch /host/begun; head -c 80000000000 /dev/zero; touch /host/ended; sleep 1000")
 		harness.Await(t, 30*time.Second, "the container's start", func() bool { _, err := os.Stat(filepath.Join(dir, "begun")); return err == nil })
 		d.MustCtr(t, "tasks", "kill", "--signal", "KILL", id)
 		d.WaitTask(t, id)()
 		if _, err := os.Stat(filepath.Join(dir, "ended")); err == nil {
-			t.Error("8 MB went nowhere")
+			t.Error("80 GB went nowhere")
 		}
 		remove(t, d, id)
 	})
