@@ -1,15 +1,19 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"sync/atomic"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/transfer/archive"
 	"github.com/containerd/containerd/v2/core/transfer/image"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/urfave/cli/v3"
 
@@ -114,17 +118,40 @@ func (s *session) export(ctx context.Context, names []string, file string, mode 
 	if err := s.transfer(ctx, image.NewStore("", refs...), archive.NewImageExportStream(w, "", opts...), progress); err != nil {
 		return fmt.Errorf("export: %w", err)
 	}
-	select {
-	case <-w.closed:
-		progress.end()
-		for _, name := range written {
-			if mode == progressJSON && w.err == nil {
-				s.done(mode, name)
-			}
+	if err := w.await(ctx); err != nil {
+		return err
+	}
+	progress.end()
+	for _, name := range written {
+		if mode == progressJSON {
+			s.done(mode, name)
 		}
-		return w.err
-	case <-ctx.Done():
-		return ctx.Err()
+	}
+	return nil
+}
+
+// await waits for the end of the archive. A daemon that has told of its success
+// may not close the stream (stock containerd, seldom): then an archive that has
+// its end mark, 1,024 zeros, and grows no more is whole.
+func (w *notifyClose) await(ctx context.Context) error {
+	const silence = 10 * time.Second
+	for last := int64(-1); ; {
+		select {
+		case <-w.closed:
+			return w.err
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(silence):
+		}
+		n := w.written.Load()
+		switch {
+		case n != last:
+			last = n
+		case w.zeros.Load() >= 1024:
+			return nil
+		default:
+			return fmt.Errorf("export: the daemon does not end the archive: %w", errdefs.ErrUnavailable)
+		}
 	}
 }
 
@@ -134,10 +161,18 @@ type notifyClose struct {
 	io.Writer
 	err    error // read after closed
 	closed chan struct{}
+	// written counts bytes, zeros those at the end that are 0.
+	written, zeros atomic.Int64
 }
 
 func (w *notifyClose) Write(p []byte) (int, error) {
 	n, err := w.Writer.Write(p)
+	w.written.Add(int64(n))
+	if rest := bytes.TrimRight(p[:n], "\x00"); len(rest) == 0 {
+		w.zeros.Add(int64(n))
+	} else {
+		w.zeros.Store(int64(n - len(rest)))
+	}
 	if err != nil && w.err == nil {
 		w.err = fmt.Errorf("archive: %w", err)
 	}
