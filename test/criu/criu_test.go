@@ -155,7 +155,8 @@ func TestCheckpointFails(t *testing.T) {
 	d := harness.Start(t, harness.Config{})
 	id := d.ID("connected")
 	const connection = `(sleep 10000 | nc -l -p 999 >/dev/null) &
-until (sleep 10000 | nc 127.0.0.1 999 >/dev/null); do sleep 0.1; done &
+until grep -q ':03E7 [0-9A-F:]* 0A ' /proc/net/tcp /proc/net/tcp6; do sleep 0.1; done
+(sleep 10000 | nc 127.0.0.1 999 >/dev/null) &
 until grep -q ':03E7 01 ' /proc/net/tcp; do sleep 0.1; done
 `
 	d.MustBerth(t, "run", "-d", "--name", id, harness.Image, "sh", "-c", connection+counter)
