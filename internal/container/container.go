@@ -40,6 +40,9 @@ type Container struct {
 	// saveMu orders writes of the record.
 	saveMu  sync.Mutex
 	savedOp string // the call that the record says is under way, guarded by saveMu
+	// oomMu is held while a kill for memory is stored and told, and while the exit
+	// of init is stored: who tells the one must not tell the other too early.
+	oomMu sync.Mutex
 
 	mu          sync.Mutex
 	pausing     bool                // a pause call is under way, guarded by mu

@@ -147,6 +147,8 @@ func (p *process) reaped() {
 // that were told.
 func (c *Container) storeExit(exit task.Exit, oomKills uint64) {
 	c.wasStarted()
+	c.oomMu.Lock()
+	defer c.oomMu.Unlock()
 	c.mu.Lock()
 	exit.OOMKilled = max(oomKills, c.oomKills) > 0
 	if next, err := c.init.allowed(task.OpExited); err == nil {

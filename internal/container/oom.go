@@ -16,6 +16,8 @@ func (c *Container) checkOOM() {
 		return
 	}
 	kills := c.set.oom.Kills(cg)
+	c.oomMu.Lock()
+	defer c.oomMu.Unlock()
 	c.mu.Lock()
 	if kills <= c.oomKills || c.init.busy || c.ended || c.init.exit != nil {
 		c.mu.Unlock()
