@@ -2,6 +2,7 @@ package cgroup
 
 import (
 	"bufio"
+	"encoding/binary"
 	"errors"
 	"os"
 	"os/exec"
@@ -331,4 +332,24 @@ func TestRemoved(t *testing.T) {
 			t.Errorf("%d kills", n)
 		}
 	})
+}
+
+// The end of a watch is no change of its cgroup: one that ends so has not been at
+// its limit just before.
+func TestOOMWatchEnds(t *testing.T) {
+	watch := &oomWatch{wd: 7}
+	w := &OOMWatcher{watches: map[*Cgroup]*oomWatch{{}: watch}, pending: map[int32]bool{}}
+	event := func(wd int32, mask uint32) []byte {
+		b := binary.NativeEndian.AppendUint32(nil, uint32(wd))
+		b = binary.NativeEndian.AppendUint32(b, mask)
+		return append(b, make([]byte, 8)...) // no cookie, no name
+	}
+	w.noteLocked(append(event(7, unix.IN_DELETE_SELF), event(7, unix.IN_IGNORED)...))
+	if len(w.pending) != 0 || !watch.changed.IsZero() {
+		t.Errorf("pending %v, changed %v", w.pending, watch.changed)
+	}
+	w.noteLocked(event(7, unix.IN_MODIFY))
+	if !w.pending[7] || watch.changed.IsZero() {
+		t.Error("a change is not seen")
+	}
 }

@@ -138,14 +138,16 @@ func (w *OOMWatcher) drainLocked() {
 }
 
 // noteLocked reads inotify's events; see inotify(7). After a queue that
-// overflowed all may have changed. The caller holds mu.
+// overflowed all may have changed. The end of a watch is no change: with its
+// cgroup some kernels end it, and Remove does. The caller holds mu.
 func (w *OOMWatcher) noteLocked(b []byte) {
 	for len(b) >= unix.SizeofInotifyEvent {
-		wd := int32(binary.NativeEndian.Uint32(b))
-		if binary.NativeEndian.Uint32(b[4:])&unix.IN_Q_OVERFLOW != 0 {
-			wd = allWatches
+		switch mask := binary.NativeEndian.Uint32(b[4:]); {
+		case mask&unix.IN_Q_OVERFLOW != 0:
+			w.pending[allWatches] = true
+		case mask&unix.IN_MODIFY != 0:
+			w.pending[int32(binary.NativeEndian.Uint32(b))] = true
 		}
-		w.pending[wd] = true
 		next := unix.SizeofInotifyEvent + int(binary.NativeEndian.Uint32(b[12:]))
 		b = b[min(next, len(b)):]
 	}
@@ -268,7 +270,7 @@ func (w *OOMWatcher) rest(lag []time.Duration) ([]time.Duration, error) {
 	switch {
 	case w.drained:
 		deadline = time.Unix(1, 0)
-	case len(lag) > 0:
+	case len(lag) > 0 && len(w.pending) > 0:
 		deadline, lag = time.Now().Add(lag[0]), lag[1:]
 	default:
 		clear(w.pending)
