@@ -208,26 +208,26 @@ func (c *Cgroup) oomKills() (kills uint64, ok bool) {
 	if !ok {
 		return 0, false
 	}
-	path := filepath.Join(dir, file)
-	kills = counter(path, "oom_kill")
-	_, err := os.Stat(path)
-	return kills, err == nil
+	return counter(filepath.Join(dir, file), "oom_kill")
 }
 
-func counter(file, key string) uint64 {
+// counter is false when the file cannot be read, as in a cgroup that is being
+// removed.
+func counter(file, key string) (n uint64, ok bool) {
 	f, err := os.Open(file)
 	if err != nil {
-		return 0
+		return 0, false
 	}
 	defer f.Close()
-	for s := bufio.NewScanner(f); s.Scan(); {
+	s := bufio.NewScanner(f)
+	for s.Scan() {
 		k, v, _ := strings.Cut(s.Text(), " ")
 		if k == key {
-			n, _ := strconv.ParseUint(v, 10, 64)
-			return n
+			n, err = strconv.ParseUint(v, 10, 64)
+			return n, err == nil
 		}
 	}
-	return 0
+	return 0, s.Err() == nil
 }
 
 // killRounds bounds how often SIGKILL is sent to a cgroup whose processes keep
@@ -327,7 +327,8 @@ func (c *Cgroup) setFrozen(value string, want uint64) error {
 		return notFound(err)
 	}
 	return settle(time.Second, func() (bool, error) {
-		return counter(filepath.Join(dir, "cgroup.events"), "frozen") == want, nil
+		got, _ := counter(filepath.Join(dir, "cgroup.events"), "frozen")
+		return got == want, nil
 	})
 }
 

@@ -84,8 +84,8 @@ func (w *OOMWatcher) Add(c *Cgroup, fn func()) error {
 	}
 	w.watches[c] = watch
 	if w.unified {
-		watch.own, _ = c.oomKills()
 		watch.above = aboveKills(dir)
+		watch.own, _ = c.oomKills()
 	}
 	return nil
 }
@@ -95,21 +95,28 @@ func (w *OOMWatcher) Add(c *Cgroup, fn func()) error {
 // empty: then a cgroup that was at its limit just before has had a kill when the
 // one above has counted one since.
 func (w *OOMWatcher) Kills(c *Cgroup) uint64 {
-	kills, ok := c.oomKills()
 	if !w.unified {
+		kills, _ := c.oomKills()
 		return kills
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	watch := w.watches[c]
 	if watch == nil {
+		kills, _ := c.oomKills()
 		return kills
 	}
 	w.drainLocked()
+	// The cgroup above first: a kill between the two must not be in it alone, or
+	// nobody would find it when the cgroup has gone by the next time.
 	dir, _ := c.dir("")
 	above := aboveKills(dir)
+	kills, ok := c.oomKills()
 	switch {
 	case ok:
+		if kills > watch.own { // the kernel counts them here, then above
+			above = max(above, watch.above+kills-watch.own)
+		}
 		watch.own, watch.above = kills, above
 	case above > watch.above && time.Since(watch.changed) < fresh:
 		watch.own, watch.above = watch.own+1, above
@@ -118,7 +125,8 @@ func (w *OOMWatcher) Kills(c *Cgroup) uint64 {
 }
 
 func aboveKills(dir string) uint64 {
-	return counter(filepath.Join(filepath.Dir(dir), "memory.events"), "oom_kill")
+	kills, _ := counter(filepath.Join(filepath.Dir(dir), "memory.events"), "oom_kill")
+	return kills
 }
 
 // drainLocked takes what is in inotify's queue, and wakes Run for it. The caller
