@@ -328,7 +328,10 @@ func (c *Cgroup) setFrozen(value string, want uint64) error {
 	}
 	return settle(time.Second, func() (bool, error) {
 		got, _ := counter(filepath.Join(dir, "cgroup.events"), "frozen")
-		return got == want, nil
+		// The kernel may say for ever that it is frozen when the last process ended
+		// while it was thawed.
+		populated, _ := counter(filepath.Join(dir, "cgroup.events"), "populated")
+		return got == want || populated == 0, nil
 	})
 }
 
