@@ -185,6 +185,28 @@ func TestFollowOverRotation(t *testing.T) {
 	}
 }
 
+// A log that is rotated twice while its files are listed shows a file again, at a
+// higher name, after one that is newer.
+func TestMeetAgain(t *testing.T) {
+	dir := t.TempDir()
+	var files []*os.File
+	for _, name := range []string{"second", "third", "second", "first"} {
+		f, err := os.OpenFile(filepath.Join(dir, name), os.O_RDONLY|os.O_CREATE, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = meet(files, f)
+	}
+	var names []string
+	for _, f := range files {
+		names = append(names, filepath.Base(f.Name()))
+	}
+	closeAll(files)
+	if want := []string{"third", "second", "first"}; !slices.Equal(names, want) {
+		t.Errorf("from the newest to the oldest %q, want %q", names, want)
+	}
+}
+
 // TestFollowAllTheTime reads from another goroutine, so that rotations fall into
 // every moment.
 func TestFollowAllTheTime(t *testing.T) {

@@ -270,14 +270,24 @@ func openAll(path string) ([]*os.File, error) {
 			closeAll(files)
 			return nil, err
 		}
-		info, err := f.Stat()
-		if err != nil || slices.ContainsFunc(files, func(o *os.File) bool { return same(o, info) }) {
-			_ = f.Close()
-			continue
-		}
-		files = append(files, f)
+		files = meet(files, f)
 	}
 	return files, nil
+}
+
+// meet adds a file to those of a scan. One that is met again is older than all that
+// were met since: those were begun after the scan had passed.
+func meet(files []*os.File, f *os.File) []*os.File {
+	info, err := f.Stat()
+	if err != nil {
+		_ = f.Close()
+		return files
+	}
+	if i := slices.IndexFunc(files, func(o *os.File) bool { return same(o, info) }); i >= 0 {
+		_ = files[i].Close()
+		files = slices.Delete(files, i, i+1)
+	}
+	return append(files, f)
 }
 
 // position is where to begin: in the file with index file-1, so that
