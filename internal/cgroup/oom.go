@@ -15,21 +15,21 @@ import (
 
 // OOMWatcher tells when the kernel may have killed a process of a cgroup for
 // memory: on v2 by an inotify watch on memory.events, which changes with every
-// kill and with other events of memory; on v1 by an eventfd that all cgroups
-// share. Without such events it sleeps.
+// kill and with other events of memory; on v1 by an eventfd for each cgroup in one
+// epoll. Without such events it sleeps.
 type OOMWatcher struct {
-	file    *os.File // the inotify instance or the eventfd
+	file    *os.File // the inotify or the epoll instance
 	unified bool
 
 	mu      sync.Mutex
 	watches map[*Cgroup]*oomWatch // guarded by mu
-	pending map[int32]bool        // watch descriptors whose functions Run is to call, guarded by mu
+	pending map[int32]bool        // watches, by their wd, whose functions Run is to call, guarded by mu
 	drained bool                  // Kills has read events in the place of Run, guarded by mu
 }
 
 // oomWatch is one cgroup's.
 type oomWatch struct {
-	wd int32 // of inotify
+	wd int32 // inotify's watch descriptor, or the eventfd
 	fn func()
 	// These are of v2 and guarded by the watcher's mu: the kills when they were read
 	// last, of the cgroup and of the one above, which counts them too; and when
@@ -50,17 +50,21 @@ func NewOOMWatcher() (*OOMWatcher, error) {
 	if w.unified {
 		fd, err = unix.InotifyInit1(unix.IN_NONBLOCK | unix.IN_CLOEXEC)
 	} else {
-		fd, err = unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
+		fd, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("watch for kills for memory: %w", err)
+	}
+	if err := unix.SetNonblock(fd, true); err != nil { // for Go's poller
+		return nil, errors.Join(fmt.Errorf("watch for kills for memory: %w", err), unix.Close(fd))
 	}
 	w.file = os.NewFile(uintptr(fd), "oom-events")
 	return w, nil
 }
 
 // Add calls fn, from Run, when there may have been a kill in the cgroup, until
-// Remove. A cgroup without the memory controller is NotFound.
+// Remove; a second time does nothing. A cgroup without the memory controller is
+// NotFound.
 func (w *OOMWatcher) Add(c *Cgroup, fn func()) error {
 	hierarchy := ""
 	if !w.unified {
@@ -72,12 +76,15 @@ func (w *OOMWatcher) Add(c *Cgroup, fn func()) error {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.watches[c] != nil {
+		return nil
+	}
 	watch := &oomWatch{fn: fn}
 	var err error
 	if w.unified {
 		watch.wd, err = w.inotify(filepath.Join(dir, "memory.events"))
 	} else {
-		err = w.register(dir)
+		watch.wd, err = w.register(dir)
 	}
 	if err != nil {
 		return notFound(fmt.Errorf("watch %s for kills for memory: %w", dir, err))
@@ -106,7 +113,13 @@ func (w *OOMWatcher) Kills(c *Cgroup) uint64 {
 		kills, _ := c.oomKills()
 		return kills
 	}
-	w.drainLocked()
+	// What is queued is as old as the counters below: it is taken in the place of
+	// Run, which is woken for it.
+	some := false
+	if err := w.control(func(fd int) { some = w.takeLocked(fd) }); err == nil && some {
+		w.drained = true
+		_ = w.file.SetReadDeadline(time.Unix(1, 0)) // a file that is closed needs no waking
+	}
 	// The cgroup above first: a kill between the two must not be in it alone, or
 	// nobody would find it when the cgroup has gone by the next time.
 	dir, _ := c.dir("")
@@ -129,19 +142,36 @@ func aboveKills(dir string) uint64 {
 	return kills
 }
 
-// drainLocked takes what is in inotify's queue, and wakes Run for it. The caller
-// holds mu.
-func (w *OOMWatcher) drainLocked() {
+// takeLocked notes the events that are there, and says whether there were any. It
+// does not block. The caller holds mu.
+func (w *OOMWatcher) takeLocked(fd int) (some bool) {
+	if !w.unified {
+		return w.takeV1Locked(fd)
+	}
 	var buf [4096]byte
 	for {
-		n := 0
-		err := w.control(func(fd int) { n, _ = unix.Read(fd, buf[:]) }) // it does not block
+		n, err := unix.Read(fd, buf[:])
 		if err != nil || n <= 0 {
-			return
+			return some
 		}
 		w.noteLocked(buf[:n])
-		w.drained = true
-		_ = w.file.SetReadDeadline(time.Unix(1, 0)) // a file that is closed needs no waking
+		some = true
+	}
+}
+
+func (w *OOMWatcher) takeV1Locked(fd int) (some bool) {
+	var events [16]unix.EpollEvent
+	for {
+		n, err := unix.EpollWait(fd, events[:], 0)
+		if err != nil || n <= 0 {
+			return some
+		}
+		for _, e := range events[:n] {
+			var count [8]byte
+			_, _ = unix.Read(int(e.Fd), count[:]) // which sets it to 0
+			w.pending[e.Fd] = true
+		}
+		some = true
 	}
 }
 
@@ -173,20 +203,31 @@ func (w *OOMWatcher) inotify(path string) (int32, error) {
 	return int32(wd), errors.Join(err, aerr)
 }
 
-// register asks the kernel to count up the eventfd when the v1 cgroup is out of
-// memory. The registration ends with the cgroup.
-func (w *OOMWatcher) register(dir string) error {
+// register asks the kernel to count up an eventfd when the v1 cgroup is out of
+// memory. The registration ends with the eventfd, or with the cgroup, which
+// counts it up once more.
+func (w *OOMWatcher) register(dir string) (int32, error) {
 	f, err := os.Open(filepath.Join(dir, "memory.oom_control"))
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer f.Close()
-	var werr error
-	err = w.control(func(fd int) {
-		line := fmt.Sprintf("%d %d", fd, f.Fd())
-		werr = os.WriteFile(filepath.Join(dir, "cgroup.event_control"), []byte(line), 0)
-	})
-	return errors.Join(err, werr)
+	efd, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
+	if err != nil {
+		return 0, err
+	}
+	err = os.WriteFile(filepath.Join(dir, "cgroup.event_control"), fmt.Appendf(nil, "%d %d", efd, f.Fd()), 0)
+	if err == nil {
+		var aerr error
+		err = w.control(func(fd int) {
+			aerr = unix.EpollCtl(fd, unix.EPOLL_CTL_ADD, efd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(efd)})
+		})
+		err = errors.Join(err, aerr)
+	}
+	if err != nil {
+		return 0, errors.Join(err, unix.Close(efd))
+	}
+	return int32(efd), nil
 }
 
 // control lends the descriptor without making it blocking, as Fd would.
@@ -198,6 +239,19 @@ func (w *OOMWatcher) control(f func(fd int)) error {
 	return raw.Control(func(fd uintptr) { f(int(fd)) })
 }
 
+// wait waits for events and notes them.
+func (w *OOMWatcher) wait() error {
+	raw, err := w.file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return raw.Read(func(fd uintptr) bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return w.takeLocked(int(fd))
+	})
+}
+
 // Remove ends what Add began. A call of fn may be under way.
 func (w *OOMWatcher) Remove(c *Cgroup) {
 	w.mu.Lock()
@@ -207,10 +261,13 @@ func (w *OOMWatcher) Remove(c *Cgroup) {
 		return
 	}
 	delete(w.watches, c)
-	if w.unified {
-		// A watch whose cgroup is gone ended by itself.
-		_ = w.control(func(fd int) { _, _ = unix.InotifyRmWatch(fd, uint32(watch.wd)) })
+	delete(w.pending, watch.wd)
+	if !w.unified {
+		_ = unix.Close(int(watch.wd)) // it leaves the epoll, and the cgroup forgets it
+		return
 	}
+	// A watch whose cgroup is gone ended by itself.
+	_ = w.control(func(fd int) { _, _ = unix.InotifyRmWatch(fd, uint32(watch.wd)) })
 }
 
 // After an event the counters are read again at these times. On v1 the event comes
@@ -230,23 +287,19 @@ const allWatches = -1
 
 // Run calls the functions until Close.
 func (w *OOMWatcher) Run() {
-	var buf [4096]byte
+	all := lagV1
+	if w.unified {
+		all = lagV2
+	}
 	var lag []time.Duration // what is left
 	for {
-		n, err := w.file.Read(buf[:])
+		err := w.wait()
 		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 			return // closed; there is no other error
 		}
 		w.mu.Lock()
-		switch {
-		case err == nil && w.unified:
-			w.noteLocked(buf[:n])
-			lag = lagV2
-		case err == nil:
-			w.pending[allWatches] = true
-			lag = lagV1
-		case w.drained:
-			lag = lagV2
+		if err == nil || w.drained {
+			lag = all
 		}
 		w.drained = false
 		fns := w.pendingLocked()
@@ -286,5 +339,16 @@ func (w *OOMWatcher) rest(lag []time.Duration) ([]time.Duration, error) {
 	return lag, w.file.SetReadDeadline(deadline)
 }
 
-// Close ends Run.
-func (w *OOMWatcher) Close() error { return w.file.Close() }
+// Close ends Run, and all watches.
+func (w *OOMWatcher) Close() error {
+	err := w.file.Close()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.unified {
+		for _, watch := range w.watches {
+			_ = unix.Close(int(watch.wd))
+		}
+	}
+	clear(w.watches)
+	return err
+}

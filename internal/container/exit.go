@@ -125,6 +125,7 @@ func (c *Container) finishInit(exit task.Exit) {
 		oomKills = max(oomKills, c.set.oom.Kills(c.cgroup))
 	}
 	c.storeExit(exit, oomKills)
+	c.unwatchOOM() // before the removal of the cgroup, which v1 tells too
 	c.init.reaped()
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -49,6 +49,7 @@ func (c *Container) watchOOM() {
 	c.checkOOM()
 }
 
+// unwatchOOM may be called more than once.
 func (c *Container) unwatchOOM() {
 	c.mu.Lock()
 	cg := c.cgroup
