@@ -212,7 +212,7 @@ func (p *process) nowRunning() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.init.status == task.Stopped || c.init.status == task.Deleted {
-		p.status, p.owed = before, nil
+		p.status, p.owed, p.stored = before, nil, 0
 		return fmt.Errorf("the container has ended: %w", errdefs.ErrFailedPrecondition)
 	}
 	p.payLocked()

@@ -30,12 +30,13 @@ func (p *process) owe(e task.Event) {
 	p.owed = append(p.owed, owed{time.Now(), e})
 }
 
-// payLocked emits what is owed, once it is stored. The caller holds c.mu.
+// payLocked emits what is owed and stored: another goroutine may have come to owe
+// more since the caller's save. The caller holds c.mu.
 func (p *process) payLocked() {
-	for _, o := range p.owed {
+	for _, o := range p.owed[:p.stored] {
 		p.c.set.cfg.Events.Emit(o.Event)
 	}
-	p.owed = nil
+	p.owed, p.stored = slices.Delete(p.owed, 0, p.stored), 0
 }
 
 func (p *process) pay() {

@@ -43,6 +43,8 @@ type process struct {
 	deletion *deletion
 	// owed are the events of what was stored last, or is to be.
 	owed []owed
+	// stored are how many of them the last save has taken. Guarded by c.mu.
+	stored int
 }
 
 // deletion is one delete under way, or the one that succeeded.

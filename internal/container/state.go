@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/berthd/berth/internal/cgroup"
@@ -146,8 +147,10 @@ func (c *Container) saveLocked() error {
 	r := record{
 		ID: c.id, Status: p.status.String(), Pid: p.pid, StartTime: p.startTime, Stdio: p.stdio,
 		Options: c.options, Checkpoint: c.checkpoint, Cgroup: c.cgroupPaths, SharedPID: c.sharedPID,
-		Waiting: c.waiting, Exit: p.exit, Owed: p.owed, OOMKills: c.oomKills, Op: c.savedOp,
+		Waiting: c.waiting, Exit: p.exit, Owed: slices.Clone(p.owed), OOMKills: c.oomKills, Op: c.savedOp,
 	}
+	// Also when the write fails: an event that comes twice is better than none.
+	p.stored = len(p.owed)
 	c.mu.Unlock()
 	return writeFile(filepath.Join(c.bundle, recordFile), r)
 }
@@ -156,8 +159,9 @@ func (p *process) saveExec(op string) error {
 	p.c.mu.Lock()
 	r := execRecord{
 		ID: p.id, Status: p.status.String(), Op: op, Pid: p.pid, StartTime: p.startTime, Stdio: p.stdio, Exit: p.exit,
-		Owed: p.owed,
+		Owed: slices.Clone(p.owed),
 	}
+	p.stored = len(p.owed)
 	p.c.mu.Unlock()
 	return writeFile(p.recordPath(), r)
 }
