@@ -24,6 +24,11 @@ func takeRoot(root string) (*os.File, error) {
 	if err := os.MkdirAll(root, 0o711); err != nil {
 		return nil, err
 	}
+	// As the kernel names mount points: one that is not found below is not
+	// unmounted, and what it holds would be removed.
+	if root, err = filepath.EvalSymlinks(root); err != nil {
+		return nil, err
+	}
 	lock, err := os.OpenFile(filepath.Join(root, "lock"), os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC, 0o600)
 	if err != nil {
 		return nil, err
