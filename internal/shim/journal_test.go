@@ -29,7 +29,11 @@ func TestJournal(t *testing.T) {
 	leave := d.come(t)
 	killed := newPublisher(d.path, path, slog.New(slog.DiscardHandler))
 	want := started(killed, 0, 3)
-	await(t, "the first events", func() bool { return len(d.events()) == 3 })
+	await(t, "the first events", func() bool {
+		killed.mu.Lock()
+		defer killed.mu.Unlock()
+		return len(d.events()) == 3 && len(killed.queue) == 0 // they are marked as sent, too
+	})
 	leave()
 	want = append(want, started(killed, 3, 7)...)
 	data, err := os.ReadFile(path)
