@@ -152,33 +152,27 @@ func atOnce(n int, fn func(i int) error) error {
 	return errors.Join(errs...)
 }
 
-// drivers connects to each engine. The caller calls close.
-func (l *lab) drivers(ctx context.Context) (all []*driver, close func() error, err error) {
-	close = func() error {
-		var errs []error
-		for _, d := range all {
-			errs = append(errs, d.client.Close())
-		}
-		return errors.Join(errs...)
-	}
+// withDrivers connects to each engine while fn measures.
+func (l *lab) withDrivers(ctx context.Context, fn func([]*driver) ([]figure, error)) (_ []figure, err error) {
+	var all []*driver
 	for _, e := range l.engines {
-		d, err := e.driver(ctx)
-		if err != nil {
-			return nil, nil, errors.Join(err, close())
+		d, derr := e.driver(ctx)
+		if derr != nil {
+			return nil, derr
 		}
+		defer func() { err = errors.Join(err, d.client.Close()) }()
 		all = append(all, d)
 	}
-	return all, close, nil
+	return fn(all)
 }
 
 // measureAPI times a task's life through the API, beside a run of the bare
 // runtime.
-func (l *lab) measureAPI(ctx context.Context) (_ []figure, err error) {
-	drivers, done, err := l.drivers(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, done()) }()
+func (l *lab) measureAPI(ctx context.Context) ([]figure, error) {
+	return l.withDrivers(ctx, func(drivers []*driver) ([]figure, error) { return l.timeLives(ctx, drivers) })
+}
+
+func (l *lab) timeLives(ctx context.Context, drivers []*driver) ([]figure, error) {
 	var variants []variant
 	for _, d := range drivers {
 		variants = append(variants, variant{"client on " + d.engine.name, func(ctx context.Context, n int) (time.Duration, error) {
@@ -192,12 +186,11 @@ func (l *lab) measureAPI(ctx context.Context) (_ []figure, err error) {
 }
 
 // measureParallel tells how many containers a second an engine starts.
-func (l *lab) measureParallel(ctx context.Context) (_ []figure, err error) {
-	drivers, done, err := l.drivers(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, done()) }()
+func (l *lab) measureParallel(ctx context.Context) ([]figure, error) {
+	return l.withDrivers(ctx, func(drivers []*driver) ([]figure, error) { return l.timeStarts(ctx, drivers) })
+}
+
+func (l *lab) timeStarts(ctx context.Context, drivers []*driver) ([]figure, error) {
 	var variants []variant
 	for _, d := range drivers {
 		variants = append(variants, variant{"client on " + d.engine.name, func(ctx context.Context, n int) (time.Duration, error) {

@@ -13,12 +13,11 @@ import (
 
 // measureRestart times a daemon's start, after kill -9, until it lists all
 // tasks.
-func (l *lab) measureRestart(ctx context.Context) (_ []figure, err error) {
-	drivers, done, err := l.drivers(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, done()) }()
+func (l *lab) measureRestart(ctx context.Context) ([]figure, error) {
+	return l.withDrivers(ctx, func(drivers []*driver) ([]figure, error) { return l.timeRestarts(ctx, drivers) })
+}
+
+func (l *lab) timeRestarts(ctx context.Context, drivers []*driver) (_ []figure, err error) {
 	n := l.opts.containers
 	var variants []variant
 	for _, d := range drivers {

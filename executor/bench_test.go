@@ -1,12 +1,9 @@
 package executor_test
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"testing"
-	"time"
 
 	"github.com/moby/buildkit/executor/oci"
 	"github.com/moby/buildkit/executor/resources"
@@ -56,45 +53,17 @@ func runcLab(b testing.TB) *lab {
 	return &lab{Executor: x, peer: true, namespace: namespace, root: dir}
 }
 
-// BenchmarkStep times a build step of `true` on each executor. All take turns in
-// every round, so that what else the machine does falls on all alike; a metric is
-// the median of the rounds. One iteration is one round: -benchtime 100x.
+// BenchmarkStep times a build step of `true` on each executor: -benchtime 100x.
 func BenchmarkStep(b *testing.B) {
 	root := rootfs(b)
-	labs := []struct {
-		name string
-		lab  *lab
-	}{
-		{"stock", peerLab(b)},
-		{"berth-on-stock", daemonLab(b, harness.Stock, executor.Config{})},
-		{"berthd", daemonLab(b, harness.Berth, executor.Config{})},
-		{"engine", engineLab(b, executor.Config{})},
-		{"runc", runcLab(b)},
+	step := func(name string, l *lab) harness.Variant {
+		return harness.Variant{Name: name, Do: func() error { return l.run(b.Context(), root, sh("true")).failed }}
 	}
-	took := make([][]time.Duration, len(labs))
-	step := func(i int) time.Duration {
-		begin := time.Now()
-		labs[i].lab.must(b, root, sh("true"))
-		return time.Since(begin)
-	}
-	for i := range labs {
-		step(i) // what is made once is made
-	}
-	for round := 0; b.Loop(); round++ {
-		for i := range labs {
-			i = (i + round) % len(labs)
-			took[i] = append(took[i], step(i))
-		}
-	}
-	var stock time.Duration
-	for i, l := range labs {
-		slices.Sort(took[i])
-		median := took[i][len(took[i])/2]
-		if i == 0 {
-			stock = median
-		}
-		ms := float64(median) / float64(time.Millisecond)
-		b.ReportMetric(ms, l.name+"-ms/step")
-		fmt.Fprintf(os.Stderr, "%-16s %6.1f ms  %.2f\n", l.name, ms, float64(median)/float64(stock))
-	}
+	harness.Compare(b, "step", []harness.Variant{
+		step("stock", peerLab(b)),
+		step("berth-on-stock", daemonLab(b, harness.Stock, executor.Config{})),
+		step("berthd", daemonLab(b, harness.Berth, executor.Config{})),
+		step("engine", engineLab(b, executor.Config{})),
+		step("runc", runcLab(b)),
+	})
 }

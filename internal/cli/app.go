@@ -194,8 +194,8 @@ address. "berth completion bash" prints a completion script (also zsh, fish).`,
 }
 
 // lone leaves of the tree the one verb that args name: the library sets up every
-// command's flags and help, which takes as long as gRPC's start. Where help,
-// completion or an unknown verb is asked for, the tree stays whole.
+// command's flags and help, which takes as long as gRPC's start. Where help or an
+// unknown verb is asked for, the tree stays whole.
 func lone(root *cli.Command, args []string) {
 	takesValue := map[string]bool{}
 	for _, f := range root.Flags {

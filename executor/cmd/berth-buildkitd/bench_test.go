@@ -2,11 +2,9 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -24,47 +22,18 @@ const buildSteps = 10
 
 // BenchmarkBuild times a build of ten steps of `true`, one after the other and
 // without an export, on stock buildkitd with its two workers, on stock buildkitd
-// above berthd, and on this program with the engine inside. All take turns; a
-// metric is the median of the rounds. One iteration is one round: -benchtime 20x.
+// above berthd, and on this program with the engine inside: -benchtime 20x.
 func BenchmarkBuild(b *testing.B) {
-	builders := []struct {
-		name  string
-		build *bkclient.Client
-	}{
-		{"stock-containerd", stockBuilder(b, harness.Stock)},
-		{"stock-runc", runcBuilder(b)},
-		{"stock-on-berthd", stockBuilder(b, harness.Berth)},
-		{"berth-buildkitd", ownBuilder(b)},
-	}
 	root := harness.Rootfs(b)
-	took := make([][]time.Duration, len(builders))
-	build := func(i int) time.Duration {
-		begin := time.Now()
-		if err := buildOnce(b.Context(), builders[i].build, root); err != nil {
-			b.Fatalf("%s: %v", builders[i].name, err)
-		}
-		return time.Since(begin)
+	build := func(name string, c *bkclient.Client) harness.Variant {
+		return harness.Variant{Name: name, Do: func() error { return buildOnce(b.Context(), c, root) }}
 	}
-	for i := range builders {
-		build(i) // the root is copied once
-	}
-	for round := 0; b.Loop(); round++ {
-		for i := range builders {
-			i = (i + round) % len(builders)
-			took[i] = append(took[i], build(i))
-		}
-	}
-	var stock time.Duration
-	for i, builder := range builders {
-		slices.Sort(took[i])
-		median := took[i][len(took[i])/2]
-		if i == 0 {
-			stock = median
-		}
-		ms := float64(median) / float64(time.Millisecond)
-		b.ReportMetric(ms, builder.name+"-ms/build")
-		fmt.Fprintf(os.Stderr, "%-18s %7.1f ms  %.2f\n", builder.name, ms, float64(median)/float64(stock))
-	}
+	harness.Compare(b, "build", []harness.Variant{
+		build("stock-containerd", stockBuilder(b, harness.Stock)),
+		build("stock-runc", runcBuilder(b)),
+		build("stock-on-berthd", stockBuilder(b, harness.Berth)),
+		build("berth-buildkitd", ownBuilder(b)),
+	})
 }
 
 func buildOnce(ctx context.Context, c *bkclient.Client, root string) error {
